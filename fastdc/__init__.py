@@ -1,0 +1,63 @@
+"""fastdc: fast deep clustering. The names below load on first use; importing fastdc itself loads nothing heavy."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fastdc._version import __version__
+
+_HOME = {  # public name -> the module that defines it
+    "BackendError": "fastdc.kernels",
+    "DEC": "fastdc.methods",
+    "IDEC": "fastdc.methods",
+    "KMeans": "fastdc.cluster",
+    "adjusted_mutual_info": "fastdc.metrics",
+    "adjusted_rand_index": "fastdc.metrics",
+    "clustering_accuracy": "fastdc.metrics",
+    "contingency_table": "fastdc.kernels.contingency",
+    "dec_loss": "fastdc.kernels.student_t",
+    "explain": "fastdc.kernels",
+    "kmeans_plusplus": "fastdc.kernels.kmeans",
+    "kmeans_step": "fastdc.kernels.kmeans",
+    "nearest_center": "fastdc.kernels.kmeans",
+    "normalized_mutual_info": "fastdc.metrics",
+    "purity": "fastdc.metrics",
+    "student_t_assign": "fastdc.kernels.student_t",
+    "student_t_statistics": "fastdc.kernels.student_t",
+    "target_distribution": "fastdc.kernels.student_t",
+    "use_backend": "fastdc.kernels",
+}
+
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'fastdc' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from fastdc.cluster import KMeans
+    from fastdc.kernels import BackendError, explain, use_backend
+    from fastdc.kernels.contingency import contingency_table
+    from fastdc.kernels.kmeans import kmeans_plusplus, kmeans_step, nearest_center
+    from fastdc.kernels.student_t import (
+        dec_loss,
+        student_t_assign,
+        student_t_statistics,
+        target_distribution,
+    )
+    from fastdc.methods import DEC, IDEC
+    from fastdc.metrics import (
+        adjusted_mutual_info,
+        adjusted_rand_index,
+        clustering_accuracy,
+        normalized_mutual_info,
+        purity,
+    )

@@ -1,0 +1,22 @@
+"""fastdc.kernels: one room an op. README.md beside this file is the map."""
+
+if __name__ != "fastdc.kernels":
+    raise ImportError(
+        f"the folder kernels/ is the package fastdc.kernels, it was imported as {__name__!r}; "
+        "write `import fastdc.kernels` (from the root of the checkout, or with fastdc installed)"
+    )
+
+from fastdc.kernels._backend import BackendError, Choice, Hardware, choose, explain, use_backend
+
+OPS = {  # public op -> its room
+    "student_t_assign": "student_t",
+    "student_t_statistics": "student_t",
+    "target_distribution": "student_t",
+    "dec_loss": "student_t",
+    "nearest_center": "kmeans",
+    "kmeans_step": "kmeans",
+    "kmeans_plusplus": "kmeans",
+    "contingency_table": "contingency",
+}
+
+__all__ = ["OPS", "BackendError", "Choice", "Hardware", "choose", "explain", "use_backend"]
