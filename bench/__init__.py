@@ -1,0 +1,1 @@
+"""Benchmarks: ``python -m bench --op dec_loss`` measures, ``python -m bench.report`` shows the results."""
