@@ -1,0 +1,235 @@
+"""The vector arithmetic beneath the CPU kernels: a small matrix product, log2 and exp2.
+
+LLVM vectorises plain loops well but never keeps a block of accumulators in registers across a reduction.
+``gemm`` therefore emits that one inner loop itself: ``ROWS x VECTORS`` accumulators stay in registers while
+the reduction runs. It is as fast as a tuned BLAS on the tiles used here, it is serial (so it may run on any
+thread, beside torch's own pool), and its bits depend neither on the number of threads nor on the tile that an
+element falls into.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+from fastdc.kernels._numba import jit
+
+LANES = 64  # rows that a kernel treats at once, one a vector lane: a multiple of every vector width
+
+
+def _register_file() -> tuple[int, int, int]:
+    """(bytes of a vector, rows of a tile, vectors of a tile) that fit this processor's registers."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return 64, 6, 4
+    if features.get("avx"):
+        return 32, 6, 2
+    if features.get("neon"):
+        return 16, 6, 4
+    return 16, 6, 2
+
+
+VECTOR_BYTES, ROWS, VECTORS = _register_file()
+INNER = 256  # terms of the reduction between two visits to the output: its operands stay in cache
+
+
+def _make_tile(rows: int, vectors: int) -> Any:
+    @intrinsic
+    def tile(typingctx, a, a_start, lda, b, b_start, ldb, out, out_start, ldo, inner, accumulate):  # type: ignore[no-untyped-def]
+        signature = types.void(a, types.intp, types.intp, b, types.intp, types.intp, out, types.intp, types.intp)
+        signature = types.void(*signature.args, types.intp, types.boolean)
+
+        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
+            a, a_start, lda, b, b_start, ldb, out, out_start, ldo, inner, accumulate = args
+            scalar = context.get_value_type(sig.args[6].dtype)
+            lanes = VECTOR_BYTES // (sig.args[6].dtype.bitwidth // 8)
+            vector = ir.VectorType(scalar, lanes)
+            index = lambda i: ir.Constant(ir.IntType(64), i)  # noqa: E731
+            at = lambda pointer, offset: builder.gep(pointer, [offset])  # noqa: E731
+
+            def data(array_type, value, start):  # type: ignore[no-untyped-def]
+                return at(context.make_array(array_type)(context, builder, value).data, start)
+
+            def load(pointer):  # type: ignore[no-untyped-def]
+                value = builder.load(builder.bitcast(pointer, vector.as_pointer()), typ=vector)
+                value.align = 4  # only the element's alignment is promised
+                return value
+
+            def store(value, pointer):  # type: ignore[no-untyped-def]
+                builder.store(value, builder.bitcast(pointer, vector.as_pointer())).align = 4
+
+            def broadcast(value):  # type: ignore[no-untyped-def]
+                undefined = ir.Constant(vector, ir.Undefined)
+                first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
+                zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
+                return builder.shuffle_vector(first, undefined, zeros)
+
+            name = f"llvm.fma.v{lanes}f{sig.args[6].dtype.bitwidth}"
+            fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+            a_rows = [
+                at(data(sig.args[0], a, a_start), builder.mul(index(i), lda)) for i in range(rows)
+            ]
+            b_data = data(sig.args[3], b, b_start)
+            out_data = data(sig.args[6], out, out_start)
+            out_tile = [
+                at(out_data, builder.add(builder.mul(index(i), ldo), index(v * lanes)))
+                for i in range(rows)
+                for v in range(vectors)
+            ]
+
+            # for k in range(inner): sums[i][v] = fma(a[i, k], b[k, v], sums[i][v]), all sums in registers
+            entry = builder.block
+            body = builder.append_basic_block("tile.body")
+            after = builder.append_basic_block("tile.after")
+            zero = ir.Constant(vector, [0.0] * lanes)
+            builder.branch(body)
+            builder.position_at_end(body)
+            k = builder.phi(ir.IntType(64))
+            k.add_incoming(index(0), entry)
+            sums = [builder.phi(vector) for _ in out_tile]
+            b_row = at(b_data, builder.mul(k, ldb))
+            b_vectors = [load(at(b_row, index(v * lanes))) for v in range(vectors)]
+            updated = []
+            for i in range(rows):
+                factor = broadcast(builder.load(at(a_rows[i], k), typ=scalar))
+                for v in range(vectors):
+                    updated.append(builder.call(fma, [factor, b_vectors[v], sums[i * vectors + v]]))
+            following = builder.add(k, index(1))
+            k.add_incoming(following, body)
+            for phi, value in zip(sums, updated):
+                phi.add_incoming(zero, entry)
+                phi.add_incoming(value, body)
+            builder.cbranch(builder.icmp_signed("<", following, inner), body, after)
+
+            builder.position_at_end(after)
+            with builder.if_else(accumulate) as (add, put):
+                with add:
+                    for pointer, value in zip(out_tile, updated):
+                        store(builder.fadd(load(pointer), value), pointer)
+                with put:
+                    for pointer, value in zip(out_tile, updated):
+                        store(value, pointer)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return tile
+
+
+_tile = _make_tile(ROWS, VECTORS)
+_tile_one_row = _make_tile(1, VECTORS)
+_tile_one_vector = _make_tile(ROWS, 1)
+_tile_least = _make_tile(1, 1)
+
+
+@jit
+def gemm(a, b, out, accumulate):  # type: ignore[no-untyped-def]
+    """out (+)= a @ b for row-major a (m, inner), b (inner, n), out (m, n); n a multiple of 16; inner >= 1.
+
+    All three of one dtype, float32 or float64. Each element of out is one chain of fused multiply-adds in the
+    order of the reduction (restarted every ``INNER`` terms), whatever tile it falls into.
+    """
+    m, inner = a.shape
+    n = b.shape[1]
+    lanes = VECTOR_BYTES // out.itemsize
+    for first in range(0, inner, INNER):
+        terms = min(INNER, inner - first)
+        add = accumulate or first > 0
+        column = 0
+        while column < n:
+            wide = column + VECTORS * lanes <= n
+            row = 0
+            while row < m:
+                a_at = row * inner + first
+                b_at = first * n + column
+                out_at = row * n + column
+                if row + ROWS <= m:
+                    if wide:
+                        _tile(a, a_at, inner, b, b_at, n, out, out_at, n, terms, add)
+                    else:
+                        _tile_one_vector(a, a_at, inner, b, b_at, n, out, out_at, n, terms, add)
+                    row += ROWS
+                else:
+                    if wide:
+                        _tile_one_row(a, a_at, inner, b, b_at, n, out, out_at, n, terms, add)
+                    else:
+                        _tile_least(a, a_at, inner, b, b_at, n, out, out_at, n, terms, add)
+                    row += 1
+            column += VECTORS * lanes if wide else lanes
+
+
+@intrinsic
+def _bits_of(typingctx, x):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@intrinsic
+def _float_of(typingctx, bits):  # type: ignore[no-untyped-def]
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.bitcast(args[0], ir.FloatType())
+
+    return types.float32(types.int32), codegen
+
+
+_f = np.float32
+_SQRT_HALF_BITS = np.int32(0x3F3504F3)  # sqrt(1/2)
+_MANTISSA = np.int32(0x007FFFFF)
+_TWO_OVER_LN2 = 2.0 / math.log(2.0)
+_A1, _A3, _A5, _A7, _A9 = (_f(_TWO_OVER_LN2 / odd) for odd in (1, 3, 5, 7, 9))
+_E1, _E2, _E3, _E4, _E5, _E6, _E7 = (_f(math.log(2.0) ** n / math.factorial(n)) for n in range(1, 8))
+
+
+@jit(inline=True)
+def _log2_float32(x):  # type: ignore[no-untyped-def]
+    # x = 2**e * m with m in [sqrt(1/2), sqrt(2)); log2(m) = 2/ln2 * atanh((m - 1) / (m + 1))
+    shifted = _bits_of(x) - _SQRT_HALF_BITS
+    e = shifted >> np.int32(23)
+    m = _float_of((shifted & _MANTISSA) + _SQRT_HALF_BITS)
+    s = (m - _f(1.0)) / (m + _f(1.0))
+    s2 = s * s
+    return _f(e) + s * (_A1 + s2 * (_A3 + s2 * (_A5 + s2 * (_A7 + s2 * _A9))))
+
+
+@jit(inline=True)
+def _exp2_float32(x):  # type: ignore[no-untyped-def]
+    x = min(max(x, _f(-126.0)), _f(127.0))
+    whole = _f(np.floor(x + _f(0.5)))
+    r = x - whole
+    power = _float_of((np.int32(whole) + np.int32(127)) << np.int32(23))
+    return power * (
+        _f(1.0) + r * (_E1 + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * (_E6 + r * _E7))))))
+    )
+
+
+def log2(x: Any) -> Any:
+    """Logarithm to base 2 inside kernels. float32: vectorises, within 3 ulp for normal x > 0 (finite for x = 0)."""
+    raise RuntimeError("only for use inside kernels")
+
+
+def exp2(x: Any) -> Any:
+    """2 to the x inside kernels. float32: vectorises, within 2 ulp; x is clamped to [-126, 127]."""
+    raise RuntimeError("only for use inside kernels")
+
+
+@overload(log2, inline="never")
+def _log2(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return lambda x: _log2_float32(x)
+    return lambda x: math.log2(max(x, 5e-324))
+
+
+@overload(exp2, inline="never")
+def _exp2(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return lambda x: _exp2_float32(x)
+    return lambda x: 2.0**x
