@@ -1,0 +1,241 @@
+"""Saving and loading: one safetensors file that also holds a JSON description. Never pickle.
+
+A file is written beside its place, flushed to the disk and renamed, so that whoever loads it finds the old
+one or the new one, whole. It carries a SHA-256 over everything it says; a truncated, altered or foreign file
+raises :class:`CheckpointError`. Nothing in a file is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save as pack_tensors
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor, nn
+
+from fastdc._version import __version__
+
+FORMAT = 1
+
+
+class CheckpointError(RuntimeError):
+    """A file is damaged, was not written by fastdc, or does not fit what it is loaded into."""
+
+
+def write_checkpoint(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], description: dict[str, Any]
+) -> None:
+    """Write named tensors and a description of JSON values to ``path``, atomically.
+
+    Raises
+    ------
+    TypeError
+        If the description holds something that JSON cannot.
+    """
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    text = json.dumps({"format": FORMAT, "fastdc": __version__, **description}, sort_keys=True)
+    content = pack_tensors(plain, metadata={"fastdc": text, "sha256": _digest(text, plain)})
+    _write_atomically(Path(path), content)
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the description of a file of :func:`write_checkpoint`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    CheckpointError
+        If it is truncated, altered, foreign, or of a later format.
+    """
+    content = Path(path).read_bytes()
+    try:
+        tensors = parse_tensors(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        metadata = header.get("__metadata__") or {}
+        text, digest = metadata["fastdc"], metadata["sha256"]
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path} is no checkpoint of fastdc, or a damaged one: {error}") from error
+    if _digest(text, tensors) != digest:
+        raise CheckpointError(f"{path} is damaged: its content does not match its checksum")
+    description = json.loads(text)
+    if description["format"] > FORMAT:
+        raise CheckpointError(
+            f"{path} has format {description['format']} (fastdc {description['fastdc']}); fastdc {__version__} "
+            f"reads formats up to {FORMAT}; upgrade fastdc"
+        )
+    return tensors, description
+
+
+class Saveable:
+    """``save`` and ``load`` for an estimator: its parameters and every fitted attribute (``name_``).
+
+    Numbers, text, lists and dicts go into the JSON part, arrays and tensors into the tensor part, weights of
+    modules as their ``state_dict``. A module that the user passed as a parameter is not saved, only its
+    weights: pass the like of it to ``load``. Callbacks and random generators are not saved: after ``load``
+    they are None.
+    """
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to ``path``, atomically: a crash leaves the old file or the new one."""
+        check_is_fitted(self)
+        tensors: dict[str, Tensor] = {}
+        parameters = {name: _plain(value) for name, value in self.get_params(deep=False).items()}  # type: ignore[attr-defined]
+        fitted = {
+            name: _take_apart(name, value, tensors)
+            for name, value in vars(self).items()
+            if name.endswith("_") and not name.startswith("_")
+        }
+        write_checkpoint(
+            path, tensors, {"class": type(self).__name__, "parameters": parameters, "fitted": fitted}
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], **modules: nn.Module) -> Any:
+        """The estimator that ``save`` wrote.
+
+        Parameters
+        ----------
+        path : path-like
+            The file.
+        **modules : nn.Module
+            The user's own modules by the name of their parameter (``autoencoder=``, ``encoder=``,
+            ``decoder=``), where the estimator was made with such; their weights are replaced in a copy.
+
+        Raises
+        ------
+        CheckpointError
+            If the file is damaged, foreign, of another class, or does not fit the modules.
+        """
+        tensors, description = read_checkpoint(path)
+        if description.get("class") != cls.__name__:
+            raise CheckpointError(f"{path} holds a {description.get('class')}, not a {cls.__name__}")
+        parameters = description["parameters"]
+        needed = {name for name, value in parameters.items() if isinstance(value, dict) and "module" in value}
+        if needed != set(modules):
+            named = (
+                ", ".join(f"{name}=<{parameters[name]['module']}>" for name in sorted(needed)) or "no module"
+            )
+            raise CheckpointError(
+                f"{path} was made with {named}; pass the like of it to load, and nothing else"
+            )
+        estimator = cls(**{name: _revive(value) for name, value in {**parameters, **modules}.items()})
+        weights: dict[str, dict[str, Tensor]] = {}
+        for name, value in description["fitted"].items():
+            if isinstance(value, dict) and "module" in value:
+                prefix = name + "."
+                weights[name] = {
+                    key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)
+                }
+            else:
+                setattr(estimator, name, _put_together(name, value, tensors))
+        try:
+            estimator._restore_modules(weights)
+        except RuntimeError as error:
+            raise CheckpointError(f"the weights in {path} do not fit the module: {error}") from error
+        return estimator
+
+    def _restore_modules(self, weights: dict[str, dict[str, Tensor]]) -> None:
+        """Build the modules of the fitted attributes and load their weights; estimators with modules override it."""
+        if weights:
+            raise CheckpointError(f"{type(self).__name__} has no modules, the file holds {sorted(weights)}")
+
+
+def _plain(value: Any) -> Any:
+    """A parameter as JSON holds it."""
+    if isinstance(value, nn.Module):
+        return {"module": type(value).__name__}
+    if isinstance(value, (np.integer, np.floating, np.bool_)):
+        return value.item()
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(item) for item in value]}
+    if isinstance(value, torch.device):
+        return str(value)
+    if isinstance(value, (np.ndarray, Tensor)):
+        kind = "torch" if isinstance(value, Tensor) else "numpy"
+        return {"values": value.tolist(), "dtype": str(value.dtype).removeprefix("torch."), "array": kind}
+    try:
+        json.dumps(value)
+    except TypeError:
+        return None
+    return value
+
+
+def _revive(value: Any) -> Any:
+    if isinstance(value, dict) and "tuple" in value:
+        return tuple(_revive(item) for item in value["tuple"])
+    if isinstance(value, dict) and "values" in value:
+        array = np.array(value["values"], dtype=value["dtype"])
+        return array if value["array"] == "numpy" else torch.from_numpy(array)
+    return value
+
+
+def _take_apart(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Move the arrays of a fitted attribute into ``tensors``; return the rest, for JSON."""
+    if isinstance(value, nn.Module):
+        tensors.update({f"{name}.{key}": tensor for key, tensor in value.state_dict().items()})
+        return {"module": type(value).__name__}
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"array": "torch"}
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":
+        return {"names": value.tolist()}
+    if isinstance(value, np.ndarray):
+        tensors[name] = torch.from_numpy(np.ascontiguousarray(value))
+        return {"array": "numpy"}
+    if isinstance(value, np.generic):
+        return value.item()
+    return value
+
+
+def _put_together(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict) and "array" in value:
+        return tensors[name].numpy() if value["array"] == "numpy" else tensors[name]
+    if isinstance(value, dict) and "names" in value:
+        return np.array(value["names"], dtype=object)
+    return value
+
+
+def _digest(text: str, tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over the description and each tensor's name, dtype, shape and bytes."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets nobody else read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if hasattr(os, "O_DIRECTORY"):  # the rename itself must reach the disk
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
