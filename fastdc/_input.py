@@ -1,6 +1,6 @@
 """Arrays in, tensors inside, arrays out: the one place where an estimator reads what a user passes.
 
-What goes in comes out: torch tensors give torch tensors on the same device, everything else gives NumPy arrays.
+What goes in comes out: torch tensors give torch tensors on the same device, all else gives NumPy arrays.
 
 ===========================================  ==============================================================
 input                                        becomes
@@ -130,7 +130,7 @@ def choose_device(device: torch.device | str | None, X: Any = None) -> torch.dev
 def read_seed(random_state: Any) -> int:
     """A seed for ``torch.Generator`` from scikit-learn's ``random_state``; None is fresh entropy.
 
-    Global random states are neither read nor changed. A ``RandomState`` or ``Generator`` advances by one draw.
+    Global random states are neither read nor changed; a ``RandomState`` or ``Generator`` advances by one draw.
     """
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0])
@@ -192,7 +192,7 @@ def read_sample_weight(sample_weight: Any, x: Tensor) -> Tensor | None:
 
 
 def require_finite(x: Tensor, name: str = "X") -> None:
-    """Raise where ``x`` holds NaN or infinity. The sum is finite only if all entries are, and needs no copy."""
+    """Raise where ``x`` holds NaN or infinity. A finite sum proves that no entry does, and needs no copy."""
     if bool(torch.isfinite(x.sum())):
         return
     bad = ~torch.isfinite(x)
@@ -204,8 +204,8 @@ def require_finite(x: Tensor, name: str = "X") -> None:
     kind = "NaN" if bool(torch.isnan(x).any()) else f"infinity or a value too large for {_NUMPY[x.dtype]!r}"
     entries = "entry" if count == 1 else "entries"
     raise ValueError(
-        f"Input {name} contains {kind}. {count} {entries}, the first in {where}; drop such rows or fill them in "
-        "(sklearn.impute.SimpleImputer)."
+        f"Input {name} contains {kind}. {count} {entries}, the first in {where}; drop such rows "
+        "or fill them in (sklearn.impute.SimpleImputer)."
     )
 
 
@@ -236,9 +236,7 @@ def _from_array(X: Any, dtype: torch.dtype | None, min_samples: int, estimator: 
         wanted = (
             min(np.result_type(own, np.float32), np.dtype(np.float64)) if numeric else np.dtype(np.float64)
         )
-    with np.errstate(
-        over="ignore", invalid="ignore"
-    ):  # require_finite reports what overflows, with its place
+    with np.errstate(over="ignore", invalid="ignore"):  # require_finite reports what overflows
         array = check_array(
             X,
             dtype=wanted,
@@ -255,13 +253,15 @@ def _check_shape(shape: tuple[int, ...], min_samples: int, estimator: Any) -> No
     """The words of scikit-learn's ``check_array``."""
     if len(shape) != 2:
         raise ValueError(
-            f"Expected 2D array, got {len(shape)}D array instead, of shape {shape}. Reshape your data either using "
-            "X.reshape(-1, 1) if your data has a single feature or X.reshape(1, -1) if it contains a single sample."
+            f"Expected 2D array, got {len(shape)}D array instead, of shape {shape}. Reshape your data either "
+            "using X.reshape(-1, 1) if your data has a single feature or X.reshape(1, -1) if it contains a "
+            "single sample."
         )
     by = f" by {type(estimator).__name__}" if estimator is not None else ""
     if shape[0] < min_samples:
         raise ValueError(
-            f"Found array with {shape[0]} sample(s) (shape={shape}) while a minimum of {min_samples} is required{by}."
+            f"Found array with {shape[0]} sample(s) (shape={shape}) while a minimum of {min_samples} is "
+            f"required{by}."
         )
     if shape[1] < 1:
         raise ValueError(
@@ -270,7 +270,7 @@ def _check_shape(shape: tuple[int, ...], min_samples: int, estimator: Any) -> No
 
 
 def _view(array: np.ndarray) -> Tensor:
-    """A tensor over the memory of ``array``, read-only memory too (torch warns of it; nothing writes here)."""
+    """A tensor over the memory of ``array``, read-only memory too: nothing here writes to it."""
     if not array.flags.writeable:
         array = np.asarray(_WritableAlias(array))
     return torch.from_numpy(array)

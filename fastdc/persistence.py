@@ -70,8 +70,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     description = json.loads(text)
     if description["format"] > FORMAT:
         raise CheckpointError(
-            f"{path} has format {description['format']} (fastdc {description['fastdc']}); fastdc {__version__} "
-            f"reads formats up to {FORMAT}; upgrade fastdc"
+            f"{path} has format {description['format']} (fastdc {description['fastdc']}); "
+            f"fastdc {__version__} reads formats up to {FORMAT}; upgrade fastdc"
         )
     return tensors, description
 
@@ -145,7 +145,7 @@ class Saveable:
         return estimator
 
     def _restore_modules(self, weights: dict[str, dict[str, Tensor]]) -> None:
-        """Build the modules of the fitted attributes and load their weights; estimators with modules override it."""
+        """Build the modules among the fitted attributes and load their weights."""
         if weights:
             raise CheckpointError(f"{type(self).__name__} has no modules, the file holds {sorted(weights)}")
 
@@ -211,7 +211,7 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return digest.hexdigest()
 
 
