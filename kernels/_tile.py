@@ -1,0 +1,231 @@
+"""Squared distances of 64 rows to all centers, as accurate as those of differences, at the price of a product.
+
+Rows lie in vector lanes: a tile is (n_clusters, 64), so that every step over a tile is a loop over lanes with
+one center's numbers as scalars.
+
+|x|^2 + |c|^2 - 2 x.c loses what |x - c|^2 is smaller than |x|^2 + |c|^2. Both are therefore shifted by the mean of
+the centers, and a pair that is still *near* (|x - c|^2 < NEAR (|x|^2 + |c|^2), after the shift) is done again by
+differences and marked in a bit mask, so that gradients treat it by differences too. With few features everything
+is done by differences.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdc.kernels._numba import jit
+from fastdc.kernels._simd import LANES, gemm
+
+BY_DIFFERENCES = 16  # features up to which differences are as fast as a product
+NEAR = 0.125
+PADDING = 16  # a row's length is padded to a multiple of the widest vector
+
+
+class Centers(NamedTuple):
+    """Centers as the tiles want them. ``padded`` is n_features rounded up to a multiple of 16."""
+
+    raw: NDArray  # (n_clusters, n_features)
+    shift: NDArray  # (n_features,) mean of the centers; zeros with few features
+    shifted: NDArray  # (n_clusters, n_features) raw - shift
+    negative_columns: NDArray  # (n_features, n_clusters) -shifted
+    sq_norms: NDArray  # (n_clusters,) of the shifted centers
+
+
+class Scratch(NamedTuple):
+    """What one worker owns."""
+
+    columns: NDArray  # (n_features, 64) shifted rows, one a lane
+    rows: NDArray  # (64, padded) shifted rows, padded with zeros
+    sq_norms: NDArray  # (64,)
+    near: NDArray  # (n_clusters,) uint64: bit l marks lane l
+
+
+def prepare_centers(centers: NDArray) -> Centers:
+    raw = np.ascontiguousarray(centers)
+    shift = np.zeros(raw.shape[1], raw.dtype)
+    if raw.shape[1] > BY_DIFFERENCES:
+        mean = raw.mean(axis=0, dtype=np.float64).astype(raw.dtype)
+        shift = np.where(np.isfinite(mean), mean, shift)
+    shifted = raw - shift
+    sq_norms = np.einsum("kd,kd->k", shifted, shifted)
+    return Centers(raw, shift, shifted, np.ascontiguousarray(-shifted.T), sq_norms)
+
+
+def make_scratch(n_clusters: int, n_features: int, dtype: np.dtype) -> Scratch:
+    return Scratch(
+        columns=np.empty((n_features, LANES), dtype),
+        rows=np.empty((LANES, padded(n_features)), dtype),
+        sq_norms=np.empty(LANES, dtype),
+        near=np.empty(n_clusters, np.uint64),
+    )
+
+
+def padded(n_features: int) -> int:
+    return -(-n_features // PADDING) * PADDING
+
+
+@jit(reassociate=True)
+def load_rows(x, centers, scratch):  # type: ignore[no-untyped-def]
+    """Up to 64 rows x (m, n_features) into the scratch; lanes without a row repeat the last one."""
+    m, n_features = x.shape
+    columns, rows, sq_norms, _ = scratch
+    shift = centers.shift
+    zero = x.dtype.type(0)
+    for lane in range(LANES):
+        row = x[min(lane, m - 1)]
+        norm = zero
+        for d in range(n_features):
+            value = row[d] - shift[d]
+            columns[d, lane] = value
+            rows[lane, d] = value
+            norm += value * value
+        for d in range(n_features, rows.shape[1]):
+            rows[lane, d] = zero
+        sq_norms[lane] = norm
+
+
+@jit(reassociate=True)
+def sq_distance_tile(x, centers, scratch, out):  # type: ignore[no-untyped-def]
+    """out (n_clusters, 64): squared distances of the loaded rows x to each center; fills scratch.near."""
+    columns, _, sq_norms, near = scratch
+    n_clusters, n_features = centers.raw.shape
+    near[:] = np.uint64(0)
+    if n_features <= BY_DIFFERENCES:
+        _by_differences(columns, centers.raw, out)
+        return
+    gemm(centers.shifted, columns, out, False)
+    zero, two, share = x.dtype.type(0), x.dtype.type(2), x.dtype.type(NEAR)
+    for j in range(n_clusters):
+        center_norm = centers.sq_norms[j]
+        tile = out[j]
+        n_near = 0
+        for lane in range(LANES):
+            norms = sq_norms[lane] + center_norm
+            sq_dist = norms - two * tile[lane]
+            n_near += 0 if sq_dist >= share * norms else 1  # also where overflow made a NaN
+            tile[lane] = sq_dist
+        if n_near > 0:
+            near[j] = _redo_near(x, centers.raw[j], sq_norms, center_norm, tile)
+
+
+@jit(reassociate=True)
+def _redo_near(x, center, sq_norms, center_norm, tile):  # type: ignore[no-untyped-def]
+    """Squared distances to one center by differences, where the product's lost digits; their mask."""
+    share = x.dtype.type(NEAR)
+    mask = np.uint64(0)
+    last = x.shape[0] - 1
+    for lane in range(LANES):
+        if not tile[lane] >= share * (sq_norms[lane] + center_norm):
+            mask |= np.uint64(1) << np.uint64(lane)
+            row = x[min(lane, last)]
+            total = x.dtype.type(0)
+            for d in range(row.size):
+                difference = row[d] - center[d]
+                total += difference * difference
+            tile[lane] = total
+    return mask
+
+
+@jit(reassociate=True)
+def _by_differences(columns, centers, out):  # type: ignore[no-untyped-def]
+    n_clusters, n_features = centers.shape
+    zero = out.dtype.type(0)
+    for j in range(n_clusters):
+        tile = out[j]
+        for lane in range(LANES):
+            tile[lane] = zero
+        for d in range(n_features):
+            coordinate = centers[j, d]
+            column = columns[d]
+            for lane in range(LANES):
+                difference = column[lane] - coordinate
+                tile[lane] += difference * difference
+
+
+@jit(reassociate=True)
+def gradient_tile(x, centers, scratch, weights, grad_columns, grad_centers, need_x, need_centers):  # type: ignore[no-untyped-def]
+    """Sums of w_jl (x_l - c_j): over centers into grad_columns (n_features, 64), over rows added to grad_centers.
+
+    ``weights`` (n_clusters, 64) are zero in lanes without a row; those of near pairs are set to zero on the way.
+    grad_centers is (n_clusters, padded).
+    """
+    columns, rows, _, near = scratch
+    n_clusters, n_features = centers.raw.shape
+    if n_features <= BY_DIFFERENCES:
+        if need_x:
+            _grad_rows_by_differences(columns, centers.raw, weights, grad_columns)
+        if need_centers:
+            _grad_centers_by_differences(columns, centers.raw, weights, grad_centers)
+        return
+    zero = x.dtype.type(0)
+    if need_x:
+        grad_columns[:] = zero
+    for j in range(n_clusters):
+        if near[j] != 0:
+            _grad_near(x, centers.raw[j], near[j], weights[j], grad_columns, grad_centers[j], need_x, need_centers)
+    if need_x:
+        total = np.zeros(LANES, x.dtype)
+        for j in range(n_clusters):
+            for lane in range(LANES):
+                total[lane] += weights[j, lane]
+        gemm(centers.negative_columns, weights, grad_columns, True)
+        for d in range(n_features):
+            for lane in range(LANES):
+                grad_columns[d, lane] += total[lane] * columns[d, lane]
+    if need_centers:
+        for j in range(n_clusters):
+            total_weight = zero
+            for lane in range(LANES):
+                total_weight += weights[j, lane]
+            for d in range(n_features):
+                grad_centers[j, d] -= total_weight * centers.shifted[j, d]
+        gemm(weights, rows, grad_centers, True)
+
+
+@jit
+def _grad_near(x, center, mask, weights, grad_columns, grad_center, need_x, need_centers):  # type: ignore[no-untyped-def]
+    last = x.shape[0] - 1
+    for lane in range(LANES):
+        if (mask >> np.uint64(lane)) & np.uint64(1):
+            weight = weights[lane]
+            weights[lane] = x.dtype.type(0)
+            row = x[min(lane, last)]
+            for d in range(row.size):
+                term = weight * (row[d] - center[d])
+                if need_x:
+                    grad_columns[d, lane] += term
+                if need_centers:
+                    grad_center[d] += term
+
+
+@jit(reassociate=True)
+def _grad_rows_by_differences(columns, centers, weights, grad_columns):  # type: ignore[no-untyped-def]
+    n_clusters, n_features = centers.shape
+    zero = columns.dtype.type(0)
+    for d in range(n_features):
+        column = columns[d]
+        gradient = grad_columns[d]
+        for lane in range(LANES):
+            gradient[lane] = zero
+        for j in range(n_clusters):
+            coordinate = centers[j, d]
+            weight = weights[j]
+            for lane in range(LANES):
+                gradient[lane] += weight[lane] * (column[lane] - coordinate)
+
+
+@jit(reassociate=True)
+def _grad_centers_by_differences(columns, centers, weights, grad_centers):  # type: ignore[no-untyped-def]
+    n_clusters, n_features = centers.shape
+    for j in range(n_clusters):
+        weight = weights[j]
+        for d in range(n_features):
+            coordinate = centers[j, d]
+            column = columns[d]
+            total = columns.dtype.type(0)
+            for lane in range(LANES):
+                total += weight[lane] * (column[lane] - coordinate)
+            grad_centers[j, d] += total

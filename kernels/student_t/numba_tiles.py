@@ -1,0 +1,368 @@
+"""Compiled blocks of the CPU kernels. A tile is (n_clusters, 64): 64 rows in lanes, their last ones unused.
+
+``slope`` is 1 / (1 + d^2 / alpha), the factor that the gradient of a distance carries; for alpha = 1 it is q
+times the row's mass and is not stored.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdc.kernels import _tile
+from fastdc.kernels._numba import jit
+from fastdc.kernels._simd import LANES, exp2, log2
+from fastdc.kernels._tile import gradient_tile, load_rows, sq_distance_tile
+
+_LN2 = float(np.log(2.0))
+
+
+class Scratch(NamedTuple):
+    """What one worker owns."""
+
+    rows: _tile.Scratch
+    q: NDArray  # (n_clusters, 64)
+    slope: NDArray  # (n_clusters, 64), or (0, 64) where alpha = 1
+    mass: NDArray  # (64,) sum of the kernel over centers
+    gradient: NDArray  # (n_features, 64)
+
+
+@jit
+def assign_block(x, centers, scratch, alpha, q_out):  # type: ignore[no-untyped-def]
+    """q of rows x (m, d) into q_out (m, k)."""
+    for start in range(0, x.shape[0], LANES):
+        part = x[start : start + LANES]
+        _assign_tile(part, centers, scratch, alpha)
+        for lane in range(part.shape[0]):
+            for j in range(q_out.shape[1]):
+                q_out[start + lane, j] = scratch.q[j, lane]
+
+
+@jit
+def frequency_block(x, centers, scratch, alpha, frequency):  # type: ignore[no-untyped-def]
+    """Sum of q over rows x, into frequency (k,) float64."""
+    frequency[:] = 0.0
+    for start in range(0, x.shape[0], LANES):
+        part = x[start : start + LANES]
+        _assign_tile(part, centers, scratch, alpha)
+        _add_frequency(scratch.q, frequency)
+
+
+@jit(reassociate=True)
+def _add_frequency(q, frequency):  # type: ignore[no-untyped-def]
+    for j in range(q.shape[0]):
+        total = q.dtype.type(0)
+        for lane in range(LANES):
+            total += q[j, lane]
+        frequency[j] += total
+
+
+@jit
+def statistics_block(x, centers, scratch, alpha, out, frequency):  # type: ignore[no-untyped-def]
+    """labels, confidence and entropy of rows x into out; sum of q into frequency (k,)."""
+    labels, confidence, entropy = out
+    frequency[:] = 0.0
+    nearest = np.empty(LANES, np.int64)
+    largest = np.empty(LANES, x.dtype)
+    disorder = np.empty(LANES, x.dtype)
+    for start in range(0, x.shape[0], LANES):
+        part = x[start : start + LANES]
+        load_rows(part, centers, scratch.rows)
+        sq_distance_tile(part, centers, scratch.rows, scratch.q)
+        _nearest(scratch.q, nearest, largest)
+        _normalise_tile(part.shape[0], scratch, alpha)
+        _entropy(scratch.q, largest, disorder)
+        for lane in range(part.shape[0]):
+            if not scratch.mass[lane] > 0:  # NaN: the row belongs to no cluster and adds to none
+                nearest[lane] = -1
+                for j in range(scratch.q.shape[0]):
+                    scratch.q[j, lane] = x.dtype.type(0)
+            labels[start + lane] = nearest[lane]
+            confidence[start + lane] = largest[lane]
+            entropy[start + lane] = disorder[lane]
+        _add_frequency(scratch.q, frequency)
+
+
+@jit
+def _nearest(sq_dists, nearest, smallest):  # type: ignore[no-untyped-def]
+    """Index of the smallest entry over centers; of equals the lowest."""
+    for lane in range(LANES):
+        nearest[lane] = 0
+        smallest[lane] = sq_dists[0, lane]
+    for j in range(1, sq_dists.shape[0]):
+        for lane in range(LANES):
+            closer = sq_dists[j, lane] < smallest[lane]
+            nearest[lane] = j if closer else nearest[lane]
+            smallest[lane] = sq_dists[j, lane] if closer else smallest[lane]
+
+
+@jit(reassociate=True)
+def _entropy(q, largest, entropy):  # type: ignore[no-untyped-def]
+    """Largest q and -sum q ln q of each lane."""
+    zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
+    for lane in range(LANES):
+        largest[lane] = q[0, lane]
+        entropy[lane] = zero
+    for j in range(q.shape[0]):
+        for lane in range(LANES):
+            value = q[j, lane]
+            largest[lane] = max(largest[lane], value)
+            entropy[lane] -= value * log2(value) * ln2
+
+
+@jit
+def _assign_tile(x, centers, scratch, alpha):  # type: ignore[no-untyped-def]
+    """scratch.q: soft assignment of up to 64 rows; zero in lanes without a row."""
+    load_rows(x, centers, scratch.rows)
+    sq_distance_tile(x, centers, scratch.rows, scratch.q)
+    _normalise_tile(x.shape[0], scratch, alpha)
+
+
+@jit(reassociate=True)
+def _normalise_tile(m, scratch, alpha):  # type: ignore[no-untyped-def]
+    """Squared distances in scratch.q become soft assignments; fills mass and, for alpha != 1, slope."""
+    q, slope, mass = scratch.q, scratch.slope, scratch.mass
+    zero, one = q.dtype.type(0), q.dtype.type(1)
+    largest = q.dtype.type(1e36) if q.itemsize == 4 else q.dtype.type(1e300)
+    for lane in range(LANES):
+        mass[lane] = zero
+    if alpha == 1.0:
+        for j in range(q.shape[0]):
+            tile = q[j]
+            for lane in range(LANES):
+                kernel = one / (one + min(tile[lane], largest))
+                tile[lane] = kernel
+                mass[lane] += kernel
+    else:
+        _general_kernel(q, slope, mass, q.dtype.type(1.0 / alpha), q.dtype.type((alpha + 1.0) / 2.0), largest)
+    factor = np.empty(LANES, q.dtype)
+    for lane in range(LANES):
+        factor[lane] = one / mass[lane] if lane < m else zero
+    for j in range(q.shape[0]):
+        tile = q[j]
+        for lane in range(LANES):
+            tile[lane] *= factor[lane]
+
+
+@jit(reassociate=True)
+def _general_kernel(q, slope, mass, inverse_alpha, exponent, largest):  # type: ignore[no-untyped-def]
+    """(1 + d^2/alpha)^-exponent relative to the nearest center's, so that nothing underflows."""
+    one = q.dtype.type(1)
+    smallest = np.full(LANES, largest, q.dtype)
+    for j in range(q.shape[0]):
+        tile, factor = q[j], slope[j]
+        for lane in range(LANES):
+            base = one + min(tile[lane] * inverse_alpha, largest)
+            factor[lane] = one / base
+            tile[lane] = log2(base)
+            smallest[lane] = min(smallest[lane], tile[lane])
+    for j in range(q.shape[0]):
+        tile = q[j]
+        for lane in range(LANES):
+            kernel = exp2(exponent * (smallest[lane] - tile[lane]))
+            tile[lane] = kernel
+            mass[lane] += kernel
+
+
+@jit(reassociate=True)
+def column_sums(q, total):  # type: ignore[no-untyped-def]
+    """Sum over rows of q (m, k) into total (k,) float64."""
+    total[:] = 0.0
+    for i in range(q.shape[0]):
+        for j in range(q.shape[1]):
+            total[j] += q[i, j]
+
+
+@jit(reassociate=True)
+def target_block(q, gain, power, p):  # type: ignore[no-untyped-def]
+    """p ~ q^power * gain, rows summing to one; q and p (m, k)."""
+    zero, one, two = q.dtype.type(0), q.dtype.type(1), q.dtype.type(power)
+    for i in range(q.shape[0]):
+        largest = q[i, 0]
+        for j in range(q.shape[1]):
+            largest = max(largest, q[i, j])
+        scale = one / largest
+        total = zero
+        if power == 2.0:
+            for j in range(q.shape[1]):
+                relative = q[i, j] * scale
+                p[i, j] = relative * relative * gain[j]
+                total += p[i, j]
+        else:
+            for j in range(q.shape[1]):
+                p[i, j] = exp2(two * log2(q[i, j] * scale)) * gain[j]
+                total += p[i, j]
+        inverse = one / total
+        for j in range(q.shape[1]):
+            p[i, j] *= inverse
+
+
+@jit
+def assign_backward_block(x, centers, scratch, alpha, grad_q, grad_x, grad_centers, need_x, need_centers):  # type: ignore[no-untyped-def]
+    """Gradients of sum(grad_q * q) for rows x; grad_q (m, k)."""
+    k = scratch.q.shape[0]
+    weights = np.empty((k, LANES), x.dtype)
+    for start in range(0, x.shape[0], LANES):
+        part = x[start : start + LANES]
+        _assign_tile(part, centers, scratch, alpha)
+        _transpose(grad_q[start : start + LANES], weights)
+        _assign_weights(scratch, alpha, weights)
+        _apply_weights(
+            part, centers, scratch, weights, grad_x[start : start + LANES], grad_centers, need_x, need_centers
+        )
+
+
+@jit
+def _transpose(rows, columns):  # type: ignore[no-untyped-def]
+    """rows (m, k) into columns (k, 64); zero in lanes without a row."""
+    m = rows.shape[0]
+    for lane in range(LANES):
+        for j in range(columns.shape[0]):
+            columns[j, lane] = rows[lane, j] if lane < m else rows.dtype.type(0)
+
+
+@jit(reassociate=True)
+def _assign_weights(scratch, alpha, weights):  # type: ignore[no-untyped-def]
+    """Output gradients in weights become those of d^2/2: -(alpha+1)/alpha slope q (g - sum q g)."""
+    q, slope, mass = scratch.q, scratch.slope, scratch.mass
+    factor = q.dtype.type(-(alpha + 1.0) / alpha)
+    expected = np.zeros(LANES, q.dtype)
+    for j in range(q.shape[0]):
+        for lane in range(LANES):
+            expected[lane] += q[j, lane] * weights[j, lane]
+    for j in range(q.shape[0]):
+        if alpha == 1.0:
+            for lane in range(LANES):
+                value = q[j, lane]
+                weights[j, lane] = factor * value * value * mass[lane] * (weights[j, lane] - expected[lane])
+        else:
+            for lane in range(LANES):
+                weights[j, lane] = factor * q[j, lane] * slope[j, lane] * (weights[j, lane] - expected[lane])
+
+
+@jit
+def _apply_weights(part, centers, scratch, weights, grad_x, grad_centers, need_x, need_centers):  # type: ignore[no-untyped-def]
+    gradient_tile(
+        part, centers, scratch.rows, weights, scratch.gradient, grad_centers, need_x, need_centers
+    )
+    if need_x:
+        for lane in range(part.shape[0]):
+            for d in range(part.shape[1]):
+                grad_x[lane, d] = scratch.gradient[d, lane]
+
+
+@jit
+def loss_block(x, centers, scratch, alpha, target, grad_x, grad_centers, need_x, need_centers):  # type: ignore[no-untyped-def]
+    """Sum of KL(p_i || q_i) over rows x, float64; their gradients; grad_centers (k, padded) is added to.
+
+    target: (source, p (m, k), target_x (m, d'), target centers, target scratch, gain (k,), power).
+    """
+    source, p_rows, target_x, target_centers, target_scratch, gain, power = target
+    loss = np.zeros(LANES, x.dtype)
+    total = 0.0
+    for start in range(0, x.shape[0], LANES):
+        part = x[start : start + LANES]
+        _assign_tile(part, centers, scratch, alpha)
+        if source == 0:
+            _own_target(scratch, alpha, gain, power, loss)
+        else:
+            p = target_scratch.q if source == 1 else np.empty((gain.size, LANES), x.dtype)
+            if source == 1:
+                _assign_tile(target_x[start : start + LANES], target_centers, target_scratch, alpha)
+                _sharpen(p, gain, power)
+            else:
+                _transpose(p_rows[start : start + LANES], p)
+            _given_target(scratch, alpha, p, loss)
+        for lane in range(part.shape[0]):
+            total += loss[lane]
+        if need_x or need_centers:
+            rows = grad_x[start : start + LANES]
+            _apply_weights(part, centers, scratch, scratch.q, rows, grad_centers, need_x, need_centers)
+    return total
+
+
+@jit(reassociate=True)
+def _target_mass(q, gain, power, inverse):  # type: ignore[no-untyped-def]
+    """1 / sum_j q^power gain of each lane; zero in lanes without a row."""
+    zero, one, exponent = q.dtype.type(0), q.dtype.type(1), q.dtype.type(power)
+    for lane in range(LANES):
+        inverse[lane] = zero
+    for j in range(q.shape[0]):
+        weight = gain[j]
+        if power == 2.0:
+            for lane in range(LANES):
+                inverse[lane] += q[j, lane] * q[j, lane] * weight
+        else:
+            for lane in range(LANES):
+                inverse[lane] += exp2(exponent * log2(q[j, lane])) * weight
+    for lane in range(LANES):
+        inverse[lane] = one / inverse[lane] if inverse[lane] != zero else zero
+
+
+@jit(reassociate=True)
+def _sharpen(q, gain, power):  # type: ignore[no-untyped-def]
+    """q becomes p ~ q^power gain in place."""
+    exponent = q.dtype.type(power)
+    inverse = np.empty(LANES, q.dtype)
+    _target_mass(q, gain, power, inverse)
+    for j in range(q.shape[0]):
+        weight = gain[j]
+        for lane in range(LANES):
+            value = q[j, lane]
+            raised = value * value if power == 2.0 else exp2(exponent * log2(value))
+            q[j, lane] = raised * weight * inverse[lane]
+
+
+@jit(reassociate=True)
+def _own_target(scratch, alpha, gain, power, loss):  # type: ignore[no-untyped-def]
+    """P from q itself. q in scratch becomes the weights of the gradient; loss of each lane."""
+    q, slope, mass = scratch.q, scratch.slope, scratch.mass
+    zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
+    factor = q.dtype.type((alpha + 1.0) / alpha)
+    exponent = q.dtype.type(power - 1.0)
+    inverse = np.empty(LANES, q.dtype)
+    _target_mass(q, gain, power, inverse)
+    for lane in range(LANES):
+        loss[lane] = zero
+    for j in range(q.shape[0]):
+        tile, weight = q[j], gain[j]
+        for lane in range(LANES):
+            value = tile[lane]
+            # p / q = q^(power - 1) gain / sum: one logarithm of a ratio near one, so that little cancels
+            raised = value if power == 2.0 else exp2(exponent * log2(value))
+            ratio = raised * weight * inverse[lane]
+            p = ratio * value
+            loss[lane] += p * log2(ratio) * ln2
+            tile[lane] = factor * (p - value) * (value * mass[lane] if alpha == 1.0 else slope[j, lane])
+
+
+@jit(reassociate=True)
+def _given_target(scratch, alpha, p, loss):  # type: ignore[no-untyped-def]
+    """P in a tile, its rows of any sum. q in scratch becomes the weights of the gradient."""
+    q, slope, mass = scratch.q, scratch.slope, scratch.mass
+    zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
+    tiny = q.dtype.type(1e-38) if q.itemsize == 4 else q.dtype.type(1e-300)
+    factor = q.dtype.type((alpha + 1.0) / alpha)
+    total = np.zeros(LANES, q.dtype)
+    for lane in range(LANES):
+        loss[lane] = zero
+    for j in range(q.shape[0]):
+        for lane in range(LANES):
+            total[lane] += p[j, lane]
+    for j in range(q.shape[0]):
+        tile = q[j]
+        for lane in range(LANES):
+            value, wanted = tile[lane], p[j, lane]
+            loss[lane] += wanted * log2(wanted / max(value, tiny)) * ln2
+            tile[lane] = factor * (wanted - total[lane] * value) * (value * mass[lane] if alpha == 1.0 else slope[j, lane])
+
+
+@jit
+def subtract_and_clear(partial, total):  # type: ignore[no-untyped-def]
+    """total (k, d) float64 -= partial (k, padded); partial becomes zero."""
+    for j in range(total.shape[0]):
+        for d in range(total.shape[1]):
+            total[j, d] -= partial[j, d]
+            partial[j, d] = partial.dtype.type(0)
