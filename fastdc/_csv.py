@@ -102,7 +102,7 @@ def _first_fault(path: Path, table: _Table, used: list[int]) -> str:
                     numeric = [name for name, cell in zip(table.names, row) if _is_number(cell)]
                     what = f"holds {row[i]!r}" if row[i].strip() else "is empty"
                     return (
-                        f"column {table.names[i]!r} is not numeric: line {reader.line_num} {what}; choose "
+                        f"column {table.names[i]!r} is not numeric: on line {reader.line_num} it {what}; choose "
                         f"the numeric columns (--columns), on this line {_some(numeric) or 'there are none'}"
                     )
     return ""

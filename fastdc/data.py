@@ -1,4 +1,4 @@
-"""Arrays from files: ``.npy`` (memory-mapped, not copied where it is floating already), ``.npz`` and CSV.
+"""Arrays from files: ``.npy`` (memory-mapped), ``.npz`` and CSV.
 
 Every error names the file and what would repair it.
 """
@@ -41,9 +41,8 @@ def load_points(
 
     Returns
     -------
-    x : ndarray, floating
-        float16, float32 and float64 stay as they are; booleans and integers of at most 16 bits become
-        float32, wider integers and CSV become float64. Native byte order.
+    x : ndarray of shape (n_samples, n_features)
+        Real numbers as they are stored; CSV gives float64. Estimators promote other types as they need.
 
     Raises
     ------
@@ -82,7 +81,9 @@ def load_points(
         raise ValueError(f"{path}: points must be 2-D (n_samples, n_features), this is {x.shape}; {remedy}")
     if 0 in x.shape:
         raise ValueError(f"{path}: no points, the array has shape {x.shape}")
-    return _as_floating(x, path)
+    if x.dtype.kind not in "biuf" or x.dtype.itemsize > 8:
+        raise ValueError(f"{path}: points must be real numbers of at most 64 bits, these are {x.dtype}")
+    return x
 
 
 def load_labels(path: str | os.PathLike[str], *, key: str | None = None) -> np.ndarray:
@@ -147,11 +148,5 @@ def _load_numpy(path: Path, key: str | None) -> np.ndarray:
                 raise ValueError(f"{asked}; its keys are {', '.join(names)}")
             return archive[key]
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: cannot be read as {path.suffix}: {one_line(error)}") from error
-
-
-def _as_floating(x: np.ndarray, path: Path) -> np.ndarray:
-    if x.dtype.kind not in "biuf" or x.dtype.itemsize > 8:
-        raise ValueError(f"{path}: points must be real numbers of at most 64 bits, these are {x.dtype}")
-    wanted = x.dtype if x.dtype.kind == "f" else np.result_type(x.dtype, np.float32)
-    return x.astype(wanted.newbyteorder("="), copy=False)
+        fault = "it holds Python objects or is no such file" if "pickle" in str(error) else one_line(error)
+        raise ValueError(f"{path}: cannot be read as {path.suffix}: {fault}") from error

@@ -1,7 +1,7 @@
 """Rows on threads, with results that do not depend on how many threads there are.
 
-Rows are cut into blocks by their number alone. Threads take blocks in order; what a block adds to a shared sum
-is committed in the order of the blocks, whichever thread finished first. Kernels are Numba functions that
+Rows are cut into blocks by their number alone. Threads take blocks in order; what a block adds to a shared
+sum is committed in the order of the blocks, whichever thread finished first. Kernels are Numba functions that
 release the GIL, so plain Python threads suffice.
 """
 
@@ -18,7 +18,7 @@ LARGEST_BLOCK = 4096  # rows; small enough to balance threads, large enough to h
 
 
 def block_rows(n_rows: int, multiple: int = 64, largest: int = LARGEST_BLOCK) -> int:
-    """Rows in a block: a multiple of ``multiple`` that depends on ``n_rows`` alone; about 16 blocks at least."""
+    """Rows in a block: a multiple of ``multiple`` that depends on ``n_rows`` alone; some 16 blocks at least."""
     wanted = -(-n_rows // 16)
     return max(multiple, min(largest, -(-wanted // multiple) * multiple))
 
@@ -59,7 +59,10 @@ def run_blocks(
         shift.run(0)
     finally:
         for helper in helpers:
-            helper.exception()  # waits; the error itself is in the shift
+            # One that has not begun has nothing left to do, and may never begin: inside a call of run_blocks
+            # all threads of the pool can be waiting for helpers of their own.
+            if not helper.cancel():
+                helper.exception()  # waits; the error itself is in the shift
     shift.reraise()
 
 
@@ -84,7 +87,7 @@ class _Shift:
                 self.work(worker, *self.todo[block])
                 if self.commit is not None:
                     self._commit_in_turn(worker, block)
-        except BaseException as error:  # also KeyboardInterrupt: the other workers must stop first
+        except BaseException as error:  # noqa: BLE001 - an interrupt too must stop the other workers
             with self.turn:
                 self.error = self.error or error
                 self.turn.notify_all()

@@ -1,0 +1,244 @@
+"""The command ``fastdc``: cluster a file, compare labels, run the demo, look at the installation.
+
+Results go to stdout, progress and warnings to stderr. The exit status is 0, or 2 with one line on stderr
+that says what was wrong and how to repair it. Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fastdc._version import __version__
+
+# Typer brings its own copy of click from version 0.20 on: take the base of its errors from what it exports.
+_USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
+
+app = typer.Typer(
+    name="fastdc",
+    help="Fast deep clustering.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+METHODS = {"kmeans": "KMeans", "dec": "DEC", "idec": "IDEC"}  # name here -> estimator in fastdc
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status; ``arguments`` are those of the process by default."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    show_traceback = "--traceback" in argv
+    before, warnings.showwarning = warnings.showwarning, _show_warning
+    try:
+        return int(app(argv, prog_name="fastdc", standalone_mode=False) or 0)
+    except _USAGE_ERROR as error:
+        # The help that a bare `fastdc` prints arrives here too, without a message.
+        return _fail(error.format_message())  # type: ignore[attr-defined]
+    except typer.Abort:
+        return _fail("interrupted", status=130)
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
+        if show_traceback:
+            raise
+        return _fail(" ".join(str(error).split()) or type(error).__name__)
+    finally:
+        warnings.showwarning = before
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fastdc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+    traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def cluster(
+    file: Annotated[Path, typer.Argument(help="Points: .npy, .npz or CSV, one sample a row.")],
+    k: Annotated[int, typer.Option("--k", "-k", help="Number of clusters.")],
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "kmeans",
+    out: Annotated[Path, typer.Option(help="Labels, .npy or .csv.")] = Path("labels.npy"),
+    centers: Annotated[Path | None, typer.Option(help="Also write the cluster centers here.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
+    max_iter: Annotated[
+        int | None, typer.Option(help="Most iterations (k-means) or epochs (deep methods).")
+    ] = None,
+    key: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None,
+    columns: Annotated[str | None, typer.Option(help="CSV columns, by name or number from 0: a,b,7.")] = None,
+    header: Annotated[
+        bool | None, typer.Option("--header/--no-header", help="Whether the first CSV row holds names.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
+) -> None:
+    """Cluster the points of a file and write one label a sample."""
+    from fastdc.data import load_points, save_array
+
+    if method not in METHODS:
+        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
+    _check_at_least_one(k, "--k")
+    if max_iter is not None:
+        _check_at_least_one(max_iter, "--max-iter")
+    for target, option in ((out, "--out"), (centers, "--centers")):
+        _check_target(target, option, file)
+    x = load_points(file, key=key, columns=columns.split(",") if columns else None, header=header)
+    if k > len(x):
+        raise ValueError(
+            f"--k {k} asks for more clusters than {file} has rows ({len(x)}); choose a smaller --k"
+        )
+    started = time.perf_counter()
+    estimator = _build(method, k, seed, max_iter, verbose=not quiet and sys.stderr.isatty())
+    labels = estimator.fit_predict(x)
+    seconds = time.perf_counter() - started
+    save_array(out, labels)
+    if centers is not None:
+        save_array(centers, estimator.cluster_centers_)
+    if quiet:
+        return
+    report = _cluster_report(file, x.shape, estimator, labels, k)
+    report |= {"method": method, "seed": seed, "seconds": round(seconds, 3), "labels": str(out)}
+    if centers is not None:
+        report["centers"] = str(centers)
+    _print_report(report, as_json)
+
+
+@app.command()
+def evaluate(
+    labels_true: Annotated[Path, typer.Argument(help="True labels: .npy, .npz or CSV.")],
+    labels: Annotated[Path, typer.Argument(help="Cluster labels: .npy, .npz or CSV.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Compare cluster labels with true ones: accuracy, NMI, ARI and more."""
+    from fastdc.data import load_labels
+    from fastdc.metrics import evaluate as compare
+
+    true, predicted = load_labels(labels_true), load_labels(labels)
+    if len(true) != len(predicted):
+        raise ValueError(
+            f"{labels_true} has {len(true)} labels and {labels} has {len(predicted)}; both need one a sample"
+        )
+    _print_report({name: float(value) for name, value in compare(true, predicted).items()}, as_json)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("fastdc-demo"),
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Digits only and fewer epochs, in half a minute.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
+) -> None:
+    """Cluster handwritten digits with k-means, DEC and IDEC: a table, labels and pictures."""
+    from fastdc.demo import run
+
+    run(out, quick=quick, random_state=seed)
+
+
+@app.command()
+def doctor(
+    warm: Annotated[bool, typer.Option("--warm", help="Compile every kernel into the cache.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Report versions, devices, threads, the cache, and which backends work here."""
+    from fastdc import doctor as clinic
+
+    report = clinic.examine(warm=warm)
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        clinic.show(report)
+    if not clinic.is_healthy(report):
+        raise typer.Exit(1)
+
+
+def _build(method: str, n_clusters: int, random_state: int, max_iter: int | None, verbose: bool) -> Any:
+    import fastdc
+
+    options: dict[str, Any] = {"random_state": random_state, "verbose": verbose}
+    if max_iter is not None:
+        options["max_iter"] = max_iter
+    return getattr(fastdc, METHODS[method])(n_clusters, **options)
+
+
+def _cluster_report(
+    file: Path, shape: tuple[int, ...], estimator: Any, labels: Any, k: int
+) -> dict[str, Any]:
+    import numpy as np
+
+    sizes = np.sort(np.bincount(np.asarray(labels), minlength=k))
+    report: dict[str, Any] = {
+        "file": str(file),
+        "n_samples": shape[0],
+        "n_features": shape[1],
+        "n_clusters": k,
+    }
+    report["cluster_sizes"] = {
+        "smallest": int(sizes[0]),
+        "median": int(np.median(sizes)),
+        "largest": int(sizes[-1]),
+        "empty": int((sizes == 0).sum()),
+    }
+    for name in ("n_iter_", "inertia_"):
+        if hasattr(estimator, name):
+            value = getattr(estimator, name)
+            report[name.rstrip("_")] = int(value) if name == "n_iter_" else float(value)
+    return report
+
+
+def _print_report(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    width = max(len(name) for name in report)
+    for name, value in report.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{inner} {number}" for inner, number in value.items())
+        elif isinstance(value, float):
+            value = f"{value:.4g}" if abs(value) >= 1 else f"{value:.4f}"
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {value}")
+
+
+def _check_at_least_one(value: int, option: str) -> None:
+    if value < 1:
+        raise ValueError(f"{option} must be at least 1, got {value}")
+
+
+def _check_target(target: Path | None, option: str, source: Path) -> None:
+    """Refuse a place that cannot be written before hours of work, and the input itself."""
+    if target is None:
+        return
+    if target.resolve() == source.resolve():
+        raise ValueError(f"{option} {target} would overwrite the input; choose another name")
+    if target.is_dir():
+        raise ValueError(f"{option} {target} is a folder; name a file")
+    if not target.resolve().parent.is_dir():
+        raise ValueError(f"{option} {target}: there is no folder {target.parent}; make it first")
+    if target.suffix.lower() not in (".npy", ".csv", ".txt") and not target.exists():
+        raise ValueError(f"{option} {target} must end in .npy, .csv or .txt")
+
+
+def _fail(message: str, status: int = 2) -> int:
+    if message:
+        typer.echo(f"fastdc: {message}", err=True)
+    return status
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    typer.echo(f"fastdc: warning: {' '.join(str(message).split())}", err=True)

@@ -1,0 +1,73 @@
+"""What all tests share: markers that skip with a reason, fixed seeds, threads that are put back."""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip ``gpu`` tests without a GPU, and ``peers("name", ...)`` tests without those packages."""
+    has_gpu = torch.cuda.is_available()
+    for item in items:
+        if item.get_closest_marker("gpu") and not has_gpu:
+            item.add_marker(pytest.mark.skip(reason="torch sees no GPU"))
+        needed = [name for mark in item.iter_markers("peers") for name in mark.args]
+        missing = [name for name in needed if importlib.util.find_spec(name) is None]
+        if missing:
+            item.add_marker(pytest.mark.skip(reason=f"not installed: {', '.join(missing)}"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same global random state, whichever ran before it."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the legacy state is what other libraries draw from
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _threads_put_back() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def set_threads() -> Callable[[int], None]:
+    """Set torch's number of threads for this test; it is put back afterwards."""
+    return torch.set_num_threads
+
+
+@pytest.fixture(params=[1, 2, 5], ids=lambda n: f"threads{n}")
+def n_threads(request: pytest.FixtureRequest) -> int:
+    """Run the test with 1, 2 and 5 threads, whatever the number of cores."""
+    torch.set_num_threads(request.param)
+    return request.param
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """The CPU, and the GPU where there is one."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def run_python() -> Callable[..., str]:
+    """Run code in a new interpreter and return what it prints; its stderr is shown where it fails."""
+    import subprocess
+
+    def run(code: str, *arguments: str, **options: object) -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300, **options
+        )  # type: ignore[call-overload]
+        assert done.returncode == 0, f"{code}\nended with status {done.returncode}:\n{done.stderr}"
+        return done.stdout.strip()
+
+    return run
