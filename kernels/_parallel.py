@@ -18,7 +18,7 @@ LARGEST_BLOCK = 4096  # rows; small enough to balance threads, large enough to h
 
 
 def block_rows(n_rows: int, multiple: int = 64, largest: int = LARGEST_BLOCK) -> int:
-    """Rows in a block: a multiple of ``multiple`` that depends on ``n_rows`` alone; some 16 blocks at least."""
+    """Rows in a block: a multiple of ``multiple`` that depends on ``n_rows`` alone; 16 blocks or so."""
     wanted = -(-n_rows // 16)
     return max(multiple, min(largest, -(-wanted // multiple) * multiple))
 
