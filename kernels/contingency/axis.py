@@ -39,7 +39,8 @@ def axis_of(labels: Tensor, size: int | None, name: str) -> Axis:
         raise ValueError(f"{name} must be at least 0, got {size}")
     if size > LARGEST_AXIS:
         raise MemoryError(
-            f"{name}={size} needs {8 * int(size)} bytes for the ids alone; leave {name} out to count those that occur"
+            f"{name}={size} needs {8 * int(size)} bytes for the ids alone; "
+            f"leave {name} out to count whichever ids occur"
         )
     return Axis(0, int(size), True)
 

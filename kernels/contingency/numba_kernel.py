@@ -24,7 +24,7 @@ PRIVATE_BYTES = 1 << 28  # all private tables together
 def contingency_counts_numba(
     labels_true: Tensor, labels_pred: Tensor, row_low: int, column_low: int, n_rows: int, n_columns: int
 ) -> Tensor:
-    """int64 counts of the pairs (labels_true - row_low, labels_pred - column_low), shape (n_rows, n_columns)."""
+    """int64 (n_rows, n_columns) counts of the pairs (labels_true - row_low, labels_pred - column_low)."""
     n_cells = n_rows * n_columns
     counts = torch.zeros((n_rows, n_columns), dtype=torch.int64)
     flat = counts.view(-1).numpy()
@@ -57,7 +57,7 @@ def _(labels_true, labels_pred, row_low, column_low, n_rows, n_columns):
 
 
 def _rows_a_block(n_rows: int, n_cells: int) -> int:
-    """Rows in a block, so large that the private tables of all workers stay within PRIVATE_BYTES and 8 n_rows."""
+    """Rows in a block, so large that all private tables stay within PRIVATE_BYTES and 8 n_rows bytes."""
     n_cells = max(1, n_cells)
     most_blocks = max(1, min(PRIVATE_BYTES // (4 * n_cells), 2 * n_rows // n_cells))
     return max(ROWS_A_BLOCK, -(-n_rows // most_blocks))
@@ -65,7 +65,7 @@ def _rows_a_block(n_rows: int, n_cells: int) -> int:
 
 @jit
 def _count_kernel(true, pred, row_low, column_low, n_rows, n_columns, lane_stride, table):
-    """Count pairs into ``table`` (four tables lane_stride apart, or one); returns the pairs outside the table."""
+    """Count pairs into ``table`` (four, lane_stride apart, or one); returns the pairs outside of it."""
     n = len(true)
     outside = 0
     height, width = np.uint64(n_rows), np.uint64(n_columns)

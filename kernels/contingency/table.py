@@ -100,7 +100,7 @@ def check_dense_size(n_classes: int, n_clusters: int) -> None:
 
 
 def table_from_counts(counts: Tensor, rows: Axis, columns: Axis) -> ContingencyTable:
-    """The table without the rows and columns of ids that do not occur, unless the caller fixed their number."""
+    """The table without the rows and columns of ids that do not occur; those of a fixed axis all stay."""
     ids = []
     for place, axis in enumerate((rows, columns)):
         positions = torch.arange(axis.size, device=counts.device)
@@ -113,7 +113,7 @@ def table_from_counts(counts: Tensor, rows: Axis, columns: Axis) -> ContingencyT
 
 
 def table_from_pairs(labels_true: Tensor, labels_pred: Tensor, rows: Axis, columns: Axis) -> ContingencyTable:
-    """The sparse table by sorting pairs: for ids that span a wide range, or a table with few non-zero cells."""
+    """The sparse table by sorting pairs: for ids of a wide range, or a table with few non-zero cells."""
     for labels, axis, name, size_name in (
         (labels_true, rows, "labels_true", "n_classes"),
         (labels_pred, columns, "labels_pred", "n_clusters"),

@@ -40,7 +40,7 @@ def launch(n: int, n_cells: int, n_processors: int) -> Launch:
 def contingency_counts_triton(
     labels_true: Tensor, labels_pred: Tensor, row_low: int, column_low: int, n_rows: int, n_columns: int
 ) -> Tensor:
-    """int64 counts of the pairs (labels_true - row_low, labels_pred - column_low), shape (n_rows, n_columns)."""
+    """int64 (n_rows, n_columns) counts of the pairs (labels_true - row_low, labels_pred - column_low)."""
     n, n_cells, device = len(labels_true), n_rows * n_columns, labels_true.device
     processors = (
         torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
