@@ -130,7 +130,7 @@ def choose_device(device: torch.device | str | None, X: Any = None) -> torch.dev
 def read_seed(random_state: Any) -> int:
     """A seed for ``torch.Generator`` from scikit-learn's ``random_state``; None is fresh entropy.
 
-    Global random states are neither read nor changed; a ``RandomState`` or ``Generator`` advances by one draw.
+    Global random states are neither read nor changed; a ``RandomState`` or ``Generator`` advances one draw.
     """
     if random_state is None:
         return int(np.random.SeedSequence().generate_state(1)[0])

@@ -100,16 +100,16 @@ class Saveable:
         )
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], **modules: nn.Module) -> Any:
+    def load(cls, path: str | os.PathLike[str], **parameters: Any) -> Any:
         """The estimator that ``save`` wrote.
 
         Parameters
         ----------
         path : path-like
             The file.
-        **modules : nn.Module
-            The user's own modules by the name of their parameter (``autoencoder=``, ``encoder=``,
-            ``decoder=``), where the estimator was made with such; their weights are replaced in a copy.
+        **parameters
+            Parameters to replace. The user's own modules (``autoencoder=``, ``encoder=``, ``decoder=``) must
+            be given where the estimator was made with such; a copy of them gets the saved weights.
 
         Raises
         ------
@@ -119,29 +119,21 @@ class Saveable:
         tensors, description = read_checkpoint(path)
         if description.get("class") != cls.__name__:
             raise CheckpointError(f"{path} holds a {description.get('class')}, not a {cls.__name__}")
-        parameters = description["parameters"]
-        needed = {name for name, value in parameters.items() if isinstance(value, dict) and "module" in value}
-        if needed != set(modules):
-            named = (
-                ", ".join(f"{name}=<{parameters[name]['module']}>" for name in sorted(needed)) or "no module"
-            )
-            raise CheckpointError(
-                f"{path} was made with {named}; pass the like of it to load, and nothing else"
-            )
-        estimator = cls(**{name: _revive(value) for name, value in {**parameters, **modules}.items()})
+        saved = description["parameters"]
+        needed = [name for name, value in saved.items() if isinstance(value, dict) and "module" in value]
+        if not set(needed) <= set(parameters):
+            named = ", ".join(f"{name}=<{saved[name]['module']}>" for name in needed)
+            raise CheckpointError(f"{path} was made with {named}; pass the like of it to load")
+        estimator = cls(**({name: _revive(value) for name, value in saved.items()} | parameters))
         weights: dict[str, dict[str, Tensor]] = {}
         for name, value in description["fitted"].items():
             if isinstance(value, dict) and "module" in value:
                 prefix = name + "."
-                weights[name] = {
-                    key[len(prefix) :]: t for key, t in tensors.items() if key.startswith(prefix)
-                }
+                inside = [key for key in tensors if key.startswith(prefix)]
+                weights[name] = {key.removeprefix(prefix): tensors[key] for key in inside}
             else:
                 setattr(estimator, name, _put_together(name, value, tensors))
-        try:
-            estimator._restore_modules(weights)
-        except RuntimeError as error:
-            raise CheckpointError(f"the weights in {path} do not fit the module: {error}") from error
+        estimator._restore_modules(weights)
         return estimator
 
     def _restore_modules(self, weights: dict[str, dict[str, Tensor]]) -> None:
@@ -211,7 +203,7 @@ def _digest(text: str, tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,0 +1,5 @@
+"""Deep clustering methods, one file a family, one short class a method."""
+
+from fastdc.methods.self_training import DEC, IDEC
+
+__all__ = ["DEC", "IDEC"]
