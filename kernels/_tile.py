@@ -20,7 +20,7 @@ from fastdc.kernels._numba import jit
 from fastdc.kernels._simd import LANES, gemm
 
 BY_DIFFERENCES = 16  # features up to which differences are as fast as a product
-NEAR = 0.125
+NEAR = 0.25
 PADDING = 16  # a row's length is padded to a multiple of the widest vector
 
 

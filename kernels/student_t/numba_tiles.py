@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from fastdc.kernels import _tile
 from fastdc.kernels._numba import jit
-from fastdc.kernels._simd import LANES, exp2, log2
+from fastdc.kernels._simd import LANES, log2, power
 from fastdc.kernels._tile import gradient_tile, load_rows, sq_distance_tile
 
 _LN2 = float(np.log(2.0))
@@ -126,17 +126,14 @@ def _normalise_tile(m, scratch, alpha):  # type: ignore[no-untyped-def]
     q, slope, mass = scratch.q, scratch.slope, scratch.mass
     zero, one = q.dtype.type(0), q.dtype.type(1)
     largest = q.dtype.type(1e36) if q.itemsize == 4 else q.dtype.type(1e300)
-    for lane in range(LANES):
-        mass[lane] = zero
     if alpha == 1.0:
         for j in range(q.shape[0]):
             tile = q[j]
             for lane in range(LANES):
-                kernel = one / (one + min(tile[lane], largest))
-                tile[lane] = kernel
-                mass[lane] += kernel
+                tile[lane] = one / (one + min(tile[lane], largest))
     else:
-        _general_kernel(q, slope, mass, q.dtype.type(1.0 / alpha), q.dtype.type((alpha + 1.0) / 2.0), largest)
+        _general_kernel(q, slope, q.dtype.type(1.0 / alpha), q.dtype.type((alpha + 1.0) / 2.0), largest)
+    _sum_centers(q, mass)
     factor = np.empty(LANES, q.dtype)
     for lane in range(LANES):
         factor[lane] = one / mass[lane] if lane < m else zero
@@ -147,23 +144,38 @@ def _normalise_tile(m, scratch, alpha):  # type: ignore[no-untyped-def]
 
 
 @jit(reassociate=True)
-def _general_kernel(q, slope, mass, inverse_alpha, exponent, largest):  # type: ignore[no-untyped-def]
+def _general_kernel(q, slope, inverse_alpha, exponent, largest):  # type: ignore[no-untyped-def]
     """(1 + d^2/alpha)^-exponent relative to the nearest center's, so that nothing underflows."""
-    one = q.dtype.type(1)
-    smallest = np.full(LANES, largest, q.dtype)
+    zero, one = q.dtype.type(0), q.dtype.type(1)
+    steepest = np.full(LANES, zero, q.dtype)
     for j in range(q.shape[0]):
-        tile, factor = q[j], slope[j]
         for lane in range(LANES):
-            base = one + min(tile[lane] * inverse_alpha, largest)
-            factor[lane] = one / base
-            tile[lane] = log2(base)
-            smallest[lane] = min(smallest[lane], tile[lane])
+            value = one / (one + min(q[j, lane] * inverse_alpha, largest))
+            slope[j, lane] = value
+            steepest[lane] = max(steepest[lane], value)
     for j in range(q.shape[0]):
-        tile = q[j]
         for lane in range(LANES):
-            kernel = exp2(exponent * (smallest[lane] - tile[lane]))
-            tile[lane] = kernel
-            mass[lane] += kernel
+            q[j, lane] = power(slope[j, lane] / steepest[lane], exponent)
+
+
+@jit(inline=True)
+def _add(total, lost, lane, value):  # type: ignore[no-untyped-def]
+    """Compensated sum: an error common to a row's q would not cancel in p - q, and one large q hides small ones."""
+    corrected = value - lost[lane]
+    larger = total[lane] + corrected
+    lost[lane] = (larger - total[lane]) - corrected
+    total[lane] = larger
+
+
+@jit
+def _sum_centers(tile, total):  # type: ignore[no-untyped-def]
+    """Sum over centers of each lane."""
+    lost = np.zeros(LANES, tile.dtype)
+    for lane in range(LANES):
+        total[lane] = tile.dtype.type(0)
+    for j in range(tile.shape[0]):
+        for lane in range(LANES):
+            _add(total, lost, lane, tile[j, lane])
 
 
 @jit(reassociate=True)
@@ -176,23 +188,23 @@ def column_sums(q, total):  # type: ignore[no-untyped-def]
 
 
 @jit(reassociate=True)
-def target_block(q, gain, power, p):  # type: ignore[no-untyped-def]
-    """p ~ q^power * gain, rows summing to one; q and p (m, k)."""
-    zero, one, two = q.dtype.type(0), q.dtype.type(1), q.dtype.type(power)
+def target_block(q, gain, exponent, p):  # type: ignore[no-untyped-def]
+    """p ~ q^exponent * gain, rows summing to one; q and p (m, k)."""
+    zero, one, typed = q.dtype.type(0), q.dtype.type(1), q.dtype.type(exponent)
     for i in range(q.shape[0]):
         largest = q[i, 0]
         for j in range(q.shape[1]):
             largest = max(largest, q[i, j])
         scale = one / largest
         total = zero
-        if power == 2.0:
+        if exponent == 2.0:
             for j in range(q.shape[1]):
                 relative = q[i, j] * scale
                 p[i, j] = relative * relative * gain[j]
                 total += p[i, j]
         else:
             for j in range(q.shape[1]):
-                p[i, j] = exp2(two * log2(q[i, j] * scale)) * gain[j]
+                p[i, j] = power(q[i, j] * scale, typed) * gain[j]
                 total += p[i, j]
         inverse = one / total
         for j in range(q.shape[1]):
@@ -223,15 +235,16 @@ def _transpose(rows, columns):  # type: ignore[no-untyped-def]
             columns[j, lane] = rows[lane, j] if lane < m else rows.dtype.type(0)
 
 
-@jit(reassociate=True)
+@jit
 def _assign_weights(scratch, alpha, weights):  # type: ignore[no-untyped-def]
     """Output gradients in weights become those of d^2/2: -(alpha+1)/alpha slope q (g - sum q g)."""
     q, slope, mass = scratch.q, scratch.slope, scratch.mass
     factor = q.dtype.type(-(alpha + 1.0) / alpha)
     expected = np.zeros(LANES, q.dtype)
+    lost = np.zeros(LANES, q.dtype)
     for j in range(q.shape[0]):
         for lane in range(LANES):
-            expected[lane] += q[j, lane] * weights[j, lane]
+            _add(expected, lost, lane, q[j, lane] * weights[j, lane])
     for j in range(q.shape[0]):
         if alpha == 1.0:
             for lane in range(LANES):
@@ -257,21 +270,21 @@ def _apply_weights(part, centers, scratch, weights, grad_x, grad_centers, need_x
 def loss_block(x, centers, scratch, alpha, target, grad_x, grad_centers, need_x, need_centers):  # type: ignore[no-untyped-def]
     """Sum of KL(p_i || q_i) over rows x, float64; their gradients; grad_centers (k, padded) is added to.
 
-    target: (source, p (m, k), target_x (m, d'), target centers, target scratch, gain (k,), power).
+    target: (source, p (m, k), target_x (m, d'), target centers, target scratch, gain (k,), exponent).
     """
-    source, p_rows, target_x, target_centers, target_scratch, gain, power = target
+    source, p_rows, target_x, target_centers, target_scratch, gain, exponent = target
     loss = np.zeros(LANES, x.dtype)
     total = 0.0
     for start in range(0, x.shape[0], LANES):
         part = x[start : start + LANES]
         _assign_tile(part, centers, scratch, alpha)
         if source == 0:
-            _own_target(scratch, alpha, gain, power, loss)
+            _own_target(scratch, alpha, gain, exponent, loss)
         else:
             p = target_scratch.q if source == 1 else np.empty((gain.size, LANES), x.dtype)
             if source == 1:
                 _assign_tile(target_x[start : start + LANES], target_centers, target_scratch, alpha)
-                _sharpen(p, gain, power)
+                _sharpen(p, gain, exponent)
             else:
                 _transpose(p_rows[start : start + LANES], p)
             _given_target(scratch, alpha, p, loss)
@@ -283,55 +296,56 @@ def loss_block(x, centers, scratch, alpha, target, grad_x, grad_centers, need_x,
     return total
 
 
-@jit(reassociate=True)
-def _target_mass(q, gain, power, inverse):  # type: ignore[no-untyped-def]
-    """1 / sum_j q^power gain of each lane; zero in lanes without a row."""
-    zero, one, exponent = q.dtype.type(0), q.dtype.type(1), q.dtype.type(power)
+@jit
+def _target_mass(q, gain, exponent, inverse):  # type: ignore[no-untyped-def]
+    """1 / sum_j q^exponent gain of each lane; zero in lanes without a row."""
+    zero, one, typed = q.dtype.type(0), q.dtype.type(1), q.dtype.type(exponent)
+    lost = np.zeros(LANES, q.dtype)
     for lane in range(LANES):
         inverse[lane] = zero
     for j in range(q.shape[0]):
         weight = gain[j]
-        if power == 2.0:
+        if exponent == 2.0:
             for lane in range(LANES):
-                inverse[lane] += q[j, lane] * q[j, lane] * weight
+                _add(inverse, lost, lane, q[j, lane] * q[j, lane] * weight)
         else:
             for lane in range(LANES):
-                inverse[lane] += exp2(exponent * log2(q[j, lane])) * weight
+                _add(inverse, lost, lane, power(q[j, lane], typed) * weight)
     for lane in range(LANES):
         inverse[lane] = one / inverse[lane] if inverse[lane] != zero else zero
 
 
 @jit(reassociate=True)
-def _sharpen(q, gain, power):  # type: ignore[no-untyped-def]
-    """q becomes p ~ q^power gain in place."""
-    exponent = q.dtype.type(power)
+def _sharpen(q, gain, exponent):  # type: ignore[no-untyped-def]
+    """q becomes p ~ q^exponent gain in place."""
+    typed = q.dtype.type(exponent)
     inverse = np.empty(LANES, q.dtype)
-    _target_mass(q, gain, power, inverse)
+    _target_mass(q, gain, exponent, inverse)
     for j in range(q.shape[0]):
         weight = gain[j]
         for lane in range(LANES):
             value = q[j, lane]
-            raised = value * value if power == 2.0 else exp2(exponent * log2(value))
+            raised = value * value if exponent == 2.0 else power(value, typed)
             q[j, lane] = raised * weight * inverse[lane]
 
 
 @jit(reassociate=True)
-def _own_target(scratch, alpha, gain, power, loss):  # type: ignore[no-untyped-def]
+def _own_target(scratch, alpha, gain, exponent, loss):  # type: ignore[no-untyped-def]
     """P from q itself. q in scratch becomes the weights of the gradient; loss of each lane."""
     q, slope, mass = scratch.q, scratch.slope, scratch.mass
     zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
     factor = q.dtype.type((alpha + 1.0) / alpha)
-    exponent = q.dtype.type(power - 1.0)
+    typed = q.dtype.type(exponent - 1.0)
     inverse = np.empty(LANES, q.dtype)
-    _target_mass(q, gain, power, inverse)
+    _target_mass(q, gain, exponent, inverse)
     for lane in range(LANES):
         loss[lane] = zero
     for j in range(q.shape[0]):
         tile, weight = q[j], gain[j]
         for lane in range(LANES):
             value = tile[lane]
-            # p / q = q^(power - 1) gain / sum: one logarithm of a ratio near one, so that little cancels
-            raised = value if power == 2.0 else exp2(exponent * log2(value))
+            # p / q = q^(exponent - 1) gain / sum: one logarithm of a ratio near one, so that little cancels
+            raised = value if exponent == 2.0 else power(value, typed)
             ratio = raised * weight * inverse[lane]
             p = ratio * value
             loss[lane] += p * log2(ratio) * ln2
@@ -345,12 +359,10 @@ def _given_target(scratch, alpha, p, loss):  # type: ignore[no-untyped-def]
     zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
     tiny = q.dtype.type(1e-38) if q.itemsize == 4 else q.dtype.type(1e-300)
     factor = q.dtype.type((alpha + 1.0) / alpha)
-    total = np.zeros(LANES, q.dtype)
+    total = np.empty(LANES, q.dtype)
+    _sum_centers(p, total)
     for lane in range(LANES):
         loss[lane] = zero
-    for j in range(q.shape[0]):
-        for lane in range(LANES):
-            total[lane] += p[j, lane]
     for j in range(q.shape[0]):
         tile = q[j]
         for lane in range(LANES):
