@@ -2,28 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from fastdc.kernels.student_t import dec_loss
-
-
-class ReconstructionLoss(nn.Module):
-    """Squared error summed over the features and averaged over the samples, eq. (8) of IDEC over n.
-
-    Unlike ``nn.MSELoss`` it does not shrink with the number of features, so that the weight of a clustering
-    loss beside it means the same on any data.
-
-    Examples
-    --------
-    >>> import torch
-    >>> ReconstructionLoss()(torch.zeros(2, 3), torch.ones(2, 3))
-    tensor(3.)
-    """
-
-    def forward(self, reconstruction: Tensor, x: Tensor) -> Tensor:
-        """Both of shape (n_samples, n_features), or with more axes after the first."""
-        return torch.nn.functional.mse_loss(reconstruction, x, reduction="sum") / len(x)
 
 
 class DECLoss(nn.Module):

@@ -24,6 +24,67 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     """Base of the deep methods. A subclass says in :meth:`stages` what it does, and adds its own parameters.
 
     Parameters are dataclass fields: scikit-learn reads them from the generated ``__init__``.
+
+    Parameters
+    ----------
+    n_clusters : int
+    n_latent : int
+        Width of the embedding of the default network.
+    hidden : sequence of int
+        Widths of the layers of the default network's encoder; the decoder has them in reverse.
+    autoencoder : nn.Module, optional
+        A network of one's own, with methods ``encode`` and ``decode`` or submodules ``encoder`` and
+        ``decoder``. A copy is trained, from the weights it has; with ``pretrain_epochs=0`` they are taken as
+        trained. It computes in the dtype of its parameters.
+    encoder, decoder : nn.Module, optional
+        The same as two modules.
+    alpha : float
+        Degrees of freedom of the Student t kernel.
+    pretrain_epochs, epochs : int
+        Passes over the data to train the network alone, and at most to refine network and centers.
+    batch_size : int
+        Most rows of a step.
+    pretrain_learning_rate, learning_rate : float
+        Of Adam, in the two stages.
+    update_interval : int, optional
+        Steps between refreshes of the target from all rows; None is three epochs.
+    tol : float, optional
+        Refinement stops when no more than this share of the labels changed between two refreshes; None runs
+        all epochs.
+    n_init : int
+        Restarts of the k-means that places the centers.
+    device : str or torch.device, optional
+        None computes where a tensor lies, and otherwise on the GPU if there is one.
+    random_state : int, numpy RandomState or Generator, optional
+        The same integer gives the same result. Global random states are left as they were.
+    verbose : int
+        1 shows progress bars on standard error.
+    callbacks : sequence of callables, optional
+        Each is called with every record of ``history_`` as it is made; one that returns True ends the running
+        stage.
+
+    Attributes
+    ----------
+    labels_ : array of shape (n_samples,), int32
+    cluster_centers_ : array of shape (n_clusters, n_latent)
+        In the embedding.
+    autoencoder_ : nn.Module
+        The trained network.
+    head_ : Centroids
+        The centers as a module.
+    n_iter_ : int
+        Epochs of refinement.
+    history_ : list of dict
+        A record for each epoch (``stage``, ``epoch``, ``loss`` and the loss of each term) and for each
+        refresh (``stage``, ``epoch``, ``step``, ``label_change``, ``n_empty_clusters``,
+        ``smallest_cluster``, ``confidence``, ``entropy``). Empty clusters here mean a collapse.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    Notes
+    -----
+    Arrays come back as NumPy arrays, tensors as tensors on the device of the input. A sample's embedding and
+    label do not depend on the other rows of the call (on CPUs).
     """
 
     n_clusters: int = field(default=8, kw_only=False)
@@ -148,11 +209,13 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
     def predict(self, X: Any) -> Any:
         """Cluster of each row of ``X``, int32, by the nearest center in the embedding."""
-        return give_back(self.head_.statistics(self._embed(X)).labels.to(torch.int32), X)
+        z = self._embed(X)
+        return give_back(self.head_.statistics(z).labels.to(torch.int32), X)
 
     def predict_proba(self, X: Any) -> Any:
         """Soft assignment q of the rows of ``X``, of shape (n_samples, n_clusters)."""
-        return give_back(self.head_.assign(self._embed(X)), X)
+        z = self._embed(X)
+        return give_back(self.head_.assign(z), X)
 
     @torch.no_grad()
     def _embed(self, X: Any) -> Tensor:

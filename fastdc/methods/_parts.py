@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import mse_loss
 
 from fastdc.kernels.student_t import dec_loss, target_distribution
-from fastdc.losses import ReconstructionLoss
 from fastdc.networks import Centroids
 from fastdc.training import Batch, Record, Term, Trainer
 
@@ -17,16 +17,12 @@ TARGETS = ("refresh", "batch")
 
 
 class Reconstruction(Term):
-    """Squared error of the decoder's output, summed over features, averaged over rows."""
+    """Squared error of the decoder's output, averaged over rows and features."""
 
     name = "reconstruction"
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.criterion = ReconstructionLoss()
-
     def forward(self, batch: Batch) -> Tensor:
-        return self.criterion(batch.reconstruction, batch.x)
+        return mse_loss(batch.reconstruction, batch.x)
 
 
 class StudentT(Term):
