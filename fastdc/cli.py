@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -30,7 +30,19 @@ app = typer.Typer(
 )
 
 
-METHODS = {"kmeans": "KMeans", "dec": "DEC", "idec": "IDEC"}  # name here -> estimator in fastdc
+class Method(NamedTuple):
+    """What ``--method`` builds: an estimator of fastdc, and what it calls the most passes over the data."""
+
+    estimator: str
+    limit: str
+    is_deep: bool
+
+
+METHODS = {
+    "kmeans": Method("KMeans", "max_iter", is_deep=False),
+    "dec": Method("DEC", "epochs", is_deep=True),
+    "idec": Method("IDEC", "epochs", is_deep=True),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error.format_message())  # type: ignore[attr-defined]
     except typer.Abort:
         return _fail("interrupted", status=130)
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, MemoryError, ArithmeticError) as error:
         if show_traceback:
             raise
         return _fail(" ".join(str(error).split()) or type(error).__name__)
@@ -80,6 +92,9 @@ def cluster(
     max_iter: Annotated[
         int | None, typer.Option(help="Most iterations (k-means) or epochs (deep methods).")
     ] = None,
+    pretrain_epochs: Annotated[
+        int | None, typer.Option(help="Epochs that train the autoencoder first (deep methods).")
+    ] = None,
     key: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None,
     columns: Annotated[str | None, typer.Option(help="CSV columns, by name or number from 0: a,b,7.")] = None,
     header: Annotated[
@@ -91,11 +106,11 @@ def cluster(
     """Cluster the points of a file and write one label a sample."""
     from fastdc.data import load_points, save_array
 
-    if method not in METHODS:
-        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
+    verbose = not quiet and sys.stderr.isatty()
+    options = _options_of(method, max_iter, pretrain_epochs, verbose)
     _check_at_least_one(k, "--k")
-    if max_iter is not None:
-        _check_at_least_one(max_iter, "--max-iter")
+    if seed < 0:
+        raise ValueError(f"--seed must be at least 0, got {seed}")
     for target, option in ((out, "--out"), (centers, "--centers")):
         _check_target(target, option, file)
     x = load_points(file, key=key, columns=columns.split(",") if columns else None, header=header)
@@ -104,7 +119,7 @@ def cluster(
             f"--k {k} asks for more clusters than {file} has rows ({len(x)}); choose a smaller --k"
         )
     started = time.perf_counter()
-    estimator = _build(method, k, seed, max_iter, verbose=not quiet and sys.stderr.isatty())
+    estimator = _build(method, k, seed, options)
     labels = estimator.fit_predict(x)
     seconds = time.perf_counter() - started
     save_array(out, labels)
@@ -168,13 +183,31 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _build(method: str, n_clusters: int, random_state: int, max_iter: int | None, verbose: bool) -> Any:
+def _build(method: str, n_clusters: int, seed: int, options: dict[str, Any]) -> Any:
     import fastdc
 
-    options: dict[str, Any] = {"random_state": random_state, "verbose": verbose}
+    return getattr(fastdc, METHODS[method].estimator)(n_clusters, random_state=seed, **options)
+
+
+def _options_of(
+    method: str, max_iter: int | None, pretrain_epochs: int | None, verbose: bool
+) -> dict[str, Any]:
+    """Keyword arguments of the estimator from the options that were given."""
+    if method not in METHODS:
+        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
+    options: dict[str, Any] = {}
     if max_iter is not None:
-        options["max_iter"] = max_iter
-    return getattr(fastdc, METHODS[method])(n_clusters, **options)
+        _check_at_least_one(max_iter, "--max-iter")
+        options[METHODS[method].limit] = max_iter
+    if METHODS[method].is_deep:
+        options["verbose"] = verbose
+    if pretrain_epochs is not None:
+        if not METHODS[method].is_deep:
+            raise ValueError(f"--pretrain-epochs is for deep methods, --method is {method}")
+        if pretrain_epochs < 0:
+            raise ValueError(f"--pretrain-epochs must be at least 0, got {pretrain_epochs}")
+        options["pretrain_epochs"] = pretrain_epochs
+    return options
 
 
 def _cluster_report(
