@@ -6,9 +6,9 @@ A bench file is ``bench/bench_<anything>.py``. It is a module with one name the 
 
 and everything about an op is in its :class:`Bench`. A *provider* is one way to compute the op: our own
 backends, plain torch, torch.compile, a peer library. A *shape* is a dict of integers,
-``{"n": 1000, "k": 10, "d": 10}``; its keys are the bench file's own, and they are passed as keyword arguments to
-``inputs``, ``cost`` and ``extra_bytes``. Importing a bench file must be cheap: import peers, numba and kernels
-inside ``make``.
+``{"n": 1000, "k": 10, "d": 10}``; its keys are the bench file's own, and they are passed as keyword arguments
+to ``inputs``, ``cost`` and ``extra_bytes``. Importing a bench file must be cheap: import peers, numba and
+kernels inside ``make``.
 
 A complete bench file for an op without gradients::
 
@@ -64,7 +64,7 @@ class Cost(NamedTuple):
 class Rows(NamedTuple):
     """A truth known for some rows only, where all of them would take too long."""
 
-    index: Tensor
+    which: Tensor
     values: Tensor
 
 
@@ -161,8 +161,8 @@ class Call:
     """One provider on one input, in each mode.
 
     "forward" runs without gradients; "both" computes outputs and gradients; "backward" is the part of "both"
-    after the forward pass. An implementation may compute gradients in its forward pass, so "both" is the figure
-    that compares; the other two do not add up to it.
+    after the forward pass. An implementation may compute gradients in its forward pass, so "both" is the one
+    figure that compares; the other two do not add up to it.
     """
 
     def __init__(self, bench: Bench, run: Callable[..., Any], inputs: Inputs) -> None:
@@ -182,7 +182,7 @@ class Call:
 
     def backward(self, outputs: Any) -> tuple[Tensor, ...]:
         return torch.autograd.grad(
-            _as_tuple(outputs)[0], [self.leaves[name] for name in self.gradients], self.grad_output
+            as_tuple(outputs)[0], [self.leaves[name] for name in self.gradients], self.grad_output
         )
 
     def both(self) -> tuple[Any, tuple[Tensor, ...]]:
@@ -192,7 +192,7 @@ class Call:
     def results(self, with_gradients: bool) -> dict[str, Tensor]:
         """Every result by name, detached."""
         outputs, grads = self.both() if with_gradients else (self.forward(), ())
-        named = dict(zip(self.outputs, map(torch.as_tensor, _as_tuple(outputs)), strict=True))
+        named = dict(zip(self.outputs, map(torch.as_tensor, as_tuple(outputs)), strict=True))
         named.update((f"grad_{name}", grad) for name, grad in zip(self.gradients, grads))
         return {name: value.detach() for name, value in named.items()}
 
@@ -205,7 +205,7 @@ def measure_errors(
     for name, expected in truth.items():
         value = got.get(name)
         if value is not None and isinstance(expected, Rows):
-            value, expected = value[expected.index.to(value.device)], expected.values
+            value, expected = value[expected.which.to(value.device)], expected.values
         if value is None or value.shape != expected.shape:  # type: ignore[union-attr]
             errors[name] = float("inf")
         else:
@@ -233,5 +233,6 @@ def parse_shape(text: str, keys: Iterable[str]) -> dict[str, int]:
     return shape
 
 
-def _as_tuple(value: Any) -> tuple[Any, ...]:
+def as_tuple(value: Any) -> tuple[Any, ...]:
+    """Outputs of a provider as a tuple, also where it returns only one."""
     return tuple(value) if isinstance(value, tuple | list) else (value,)
