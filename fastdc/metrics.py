@@ -78,9 +78,10 @@ def clustering_accuracy(
 
     .. math:: \max_\pi \frac{1}{n} \sum_j n_{\pi(j), j}
 
-    The map is SciPy's optimum (``linear_sum_assignment``; for large sparse tables
-    ``min_weight_full_bipartite_matching``). Where there are more clusters than classes, those left over count
-    as errors. No samples: 1.0. Counts enter the optimisation as float64: exact up to 2^53.
+    Pairs that count as much as their row's and column's next best together are matched at once, which is
+    optimal. SciPy solves the rest (``linear_sum_assignment``, or for large sparse tables
+    ``min_weight_full_bipartite_matching``), with counts as float64: exact up to 2^53. Where there are more
+    clusters than classes, those left over count as errors. No samples: 1.0.
 
     Parameters
     ----------

@@ -81,7 +81,8 @@ def contingency_table(
 
     Examples
     --------
-    >>>     >>> from fastdc import contingency_table
+    >>> import torch
+    >>> from fastdc import contingency_table
     >>> table = contingency_table(torch.tensor([0, 0, 1, 1]), torch.tensor([7, 7, 7, -2]))
     >>> table.counts
     tensor([[0, 2],

@@ -7,14 +7,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
+from fastdc.kernels.contingency.matching import best_cells
 from fastdc.kernels.contingency.numba_kernel import expected_mutual_information_numba
 from fastdc.kernels.contingency.table import ContingencyTable
 
-CELLS_SOLVED_DENSE = 1 << 24
 LARGEST_INT64_ROOT = 3_037_000_499  # its square still fits into int64
 
 MEANS: dict[str, Callable[[float, float], float]] = {
@@ -72,36 +69,8 @@ def _margin(positions: np.ndarray, counts: np.ndarray, ids: np.ndarray) -> tuple
 
 def best_matching(s: Summary) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(rows, columns, counts) of the one-to-one matching with the largest sum, without its empty cells."""
-    shape = (len(s.class_sizes), len(s.cluster_sizes))
-    if shape[0] * shape[1] <= max(CELLS_SOLVED_DENSE, 4 * len(s.counts)):
-        dense = np.zeros(shape)
-        dense[s.rows, s.columns] = s.counts
-        rows, columns = linear_sum_assignment(dense, maximize=True)
-    else:
-        rows, columns = _sparse_matching(s.rows, s.columns, s.counts, shape)
-    wanted = rows * shape[1] + columns
-    place = np.isin(s.rows * shape[1] + s.columns, wanted)
-    return s.rows[place], s.columns[place], s.counts[place]
-
-
-def _sparse_matching(
-    rows: np.ndarray, columns: np.ndarray, counts: np.ndarray, shape: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Largest matching of a sparse table that need not be full.
-
-    Each row of the shorter side gets a column of its own that stands for "unmatched", so that a full matching
-    exists; one is added to every weight, since the solver takes explicit zeros for missing edges.
-    """
-    if shape[0] > shape[1]:
-        matched_columns, matched_rows = _sparse_matching(columns, rows, counts, shape[::-1])
-        return matched_rows, matched_columns
-    unmatched = np.arange(shape[0])
-    weights = np.concatenate([counts + 1.0, np.ones(shape[0])])
-    edges = (np.concatenate([rows, unmatched]), np.concatenate([columns, shape[1] + unmatched]))
-    graph = csr_array((weights, edges), shape=(shape[0], shape[1] + shape[0]))
-    matched_rows, matched_columns = min_weight_full_bipartite_matching(graph, maximize=True)
-    real = matched_columns < shape[1]
-    return matched_rows[real], matched_columns[real]
+    cells = best_cells(s.rows, s.columns, s.counts, (len(s.class_sizes), len(s.cluster_sizes)))
+    return s.rows[cells], s.columns[cells], s.counts[cells]
 
 
 def accuracy(s: Summary) -> float:
