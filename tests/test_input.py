@@ -96,7 +96,7 @@ def test_T20_data_frame():
 @pytest.mark.parametrize("make", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 2, 2)], ids=str)
 def test_T20_other_than_two_dimensions(make, shape):
-    with pytest.raises(ValueError, match="Expected 2D array|Found array with dim 3"):
+    with pytest.raises(ValueError, match=r"Expected 2D array|Found array with dim 3"):
         read_points(make(np.ones(shape)))
 
 
@@ -173,7 +173,7 @@ def test_T27_masked_arrays_and_missing_values():
     with pytest.raises(TypeError, match="masked array, whose mask would be lost"):
         read_points(masked)
     pandas = pytest.importorskip("pandas")
-    with pytest.raises((TypeError, ValueError), match="NA|NaN"):
+    with pytest.raises((TypeError, ValueError), match=r"NA|NaN"):
         read_points(pandas.DataFrame({"a": pandas.array([1, None], dtype="Int64")}))
 
 

@@ -94,7 +94,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     encoder: nn.Module | None = None
     decoder: nn.Module | None = None
     alpha: float = 1.0
-    pretrain_epochs: int = 100
+    pretrain_epochs: int = 50
     epochs: int = 100
     batch_size: int = 256
     pretrain_learning_rate: float = 1e-3
@@ -121,9 +121,8 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
     def refinement(self, objective: Term | Objective) -> Train:
         """A stage that trains network and head until the labels settle."""
-        interval = 140 if self.update_interval is None else self.update_interval
         until = None if self.tol is None else LabelChange(self.tol)
-        return Train(objective, "refine", self.epochs, self.learning_rate, interval, until)
+        return Train(objective, "refine", self.epochs, self.learning_rate, self.update_interval, until)
 
     def fit(self, X: Any, y: Any = None) -> DeepClusterer:
         """Train on ``X`` and label its rows.
@@ -150,7 +149,8 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         """
         before = dict(vars(self))
         try:
-            self._fit(X)
+            with torch.inference_mode(False), torch.enable_grad():
+                self._fit(X)
         except BaseException:
             if self.__dict__.get("history_") is before.get("history_"):  # nothing was finished
                 self.__dict__ = before
@@ -171,8 +171,8 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         seed = read_seed(self.random_state)
         if network is None:
             network = self._default_network(x.shape[1], torch.Generator().manual_seed(seed))
-        with torch.inference_mode(False), torch.enable_grad(), private_randomness(seed, x.device):
-            x = x.clone() if x.is_inference() else x
+        x = x.clone() if x.is_inference() else x
+        with private_randomness(seed, x.device):
             network = network.to(x.device)
             head = Centroids(n_clusters, _latent_width(network, x), self.alpha).to(x)
             trainer = Trainer(
@@ -196,9 +196,15 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
     def _finish(self, trainer: Trainer, head: Centroids, X: Any) -> None:
         """Set the fitted attributes, all at once."""
+        labels = head.statistics(trainer.embed()).labels
+        if bool((labels < 0).any()):
+            raise FloatingPointError(
+                "the embedding is no longer finite: lower learning_rate "
+                f"({self.learning_rate}) or scale the data"
+            )
         self.autoencoder_ = trainer.network.eval()
         self.head_ = head
-        self.labels_ = give_back(head.statistics(trainer.embed()).labels.to(torch.int32), X)
+        self.labels_ = give_back(labels.to(torch.int32), X)
         self.cluster_centers_ = give_back(head.centers, X)
         self.n_iter_ = sum(record["stage"] == "refine" and "loss" in record for record in trainer.history)
         self.history_ = trainer.history

@@ -37,6 +37,7 @@ class StudentT(Term):
     """
 
     name = "clustering"
+    needs_refresh = True
 
     def __init__(self, head: Centroids, target: str = "refresh") -> None:
         super().__init__()
