@@ -6,9 +6,10 @@ of 6 to 8 points and colours that colour-blind readers tell apart. No global sta
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -130,34 +131,38 @@ def samples_figure(
     return figure
 
 
-def training_figure(curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
-    """Training curves, one panel a quantity, one line a method.
+class Curves(NamedTuple):
+    """One panel of training curves: ``lines["DEC"] = (epochs, values)``."""
 
-    Parameters
-    ----------
-    curves : mapping
-        ``curves["loss"]["DEC"] = (epochs, values)``. The order of the quantities is that of the panels.
-    """
-    figure = _new_figure(0.35 + 1.05 * len(curves))
-    methods = list(dict.fromkeys(method for lines in curves.values() for method in lines))
+    y_name: str
+    x_name: str
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+
+def training_figure(panels: Sequence[Curves]) -> Figure:
+    """Training curves, two panels a row, one line a method; a method looks the same in every panel."""
+    n_rows = -(-len(panels) // 2)
+    figure = _new_figure(0.3 + 1.15 * n_rows)
+    methods = list(dict.fromkeys(method for panel in panels for method in panel.lines))
     with _style():
-        panels = figure.subplots(len(curves), 1, squeeze=False, sharex=True)[:, 0]
-        for axes, (quantity, lines) in zip(panels, curves.items()):
-            for method, (epochs, values) in lines.items():
+        grid = figure.subplots(n_rows, 2, squeeze=False)
+        for axes, panel in zip(grid.flat, panels):
+            for method, (epochs, values) in panel.lines.items():
                 i = methods.index(method)
-                axes.plot(
-                    epochs,
-                    values,
-                    LINE_STYLES[i % len(LINE_STYLES)],
-                    color=LINE_COLORS[i % len(LINE_COLORS)],
-                    label=method,
-                )
-            axes.set_ylabel(quantity)
+                style = LINE_STYLES[i % len(LINE_STYLES)]
+                axes.plot(epochs, values, style, color=LINE_COLORS[i % len(LINE_COLORS)], label=method)
+            axes.set(xlabel=panel.x_name, ylabel=panel.y_name)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(axis="y", color="0.9", linewidth=0.5)
             axes.set_axisbelow(True)
-        panels[0].legend(loc="best", ncols=len(methods))
-        panels[-1].set_xlabel("epoch")
-        figure.align_ylabels(panels)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        drawn: dict[str, Any] = {}
+        for axes in grid.flat:
+            lines, names = axes.get_legend_handles_labels()
+            drawn |= dict(zip(names, lines))
+        figure.legend(list(drawn.values()), list(drawn), loc="outside upper center", ncols=len(methods))
+        figure.align_ylabels(grid)
     return figure
 
 
@@ -194,11 +199,16 @@ def spread_texts(axes: Axes, texts: Sequence[Text], n_rounds: int = 60) -> None:
             text.set_position((float(x), float(y)))
 
 
+def require_matplotlib() -> None:
+    """Say how to install matplotlib where it is missing; to be called before the work, not after it."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError('pictures need matplotlib; install it with `pip install "fastdc[plot]"`')
+
+
 def _new_figure(height_inches: float) -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib; install it with `pip install "fastdc[plot]"`') from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     return Figure(figsize=(COLUMN_INCHES, height_inches), layout="constrained")
 
 
