@@ -1,22 +1,87 @@
-"""Gradients that a forward pass has computed already, handed out by the backward pass."""
+"""Gradients that a forward pass has computed already, handed out by the backward pass.
+
+The forward pass of a loss knows its gradients up to one factor. They are kept in float32 and not divided by the
+number of rows (which would flush half-precision gradients to zero). The backward pass multiplies them in place,
+so that there is never a second matrix of that size; a second backward pass over the same graph
+(``retain_graph=True``) computes them again.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch.autograd import forward_ad
+
+REFERENCES_OF_KEPT = 2  # the list that keeps it, and the argument of getrefcount
 
 
 @torch.library.custom_op("fastdc::scale_gradient", mutates_args=())
-def scale_gradient(saved: Tensor, grad_output: Tensor, divisor: float, dtype: torch.dtype) -> Tensor:
-    """saved * grad_output / divisor in a given dtype. It has no gradient: a second derivative raises."""
-    return (saved * (grad_output / divisor)).to(dtype)
+def scale_gradient(gradient: Tensor, factor: Tensor, dtype: torch.dtype, of: Tensor) -> Tensor:
+    """gradient * factor in a given dtype.
+
+    ``of`` is the input that it is the gradient of: it is not read, but makes the result depend on it, and since
+    this operator has no gradient a second derivative raises instead of being zero.
+    """
+    scaled = gradient * factor
+    return scaled if scaled.dtype == dtype else scaled.to(dtype)
 
 
 @scale_gradient.register_fake
-def _(saved: Tensor, grad_output: Tensor, divisor: float, dtype: torch.dtype) -> Tensor:
-    return saved.new_empty(saved.shape, dtype=dtype)
+def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype, of: Tensor) -> Tensor:
+    return gradient.new_empty(gradient.shape, dtype=dtype)
 
 
-def scaled_gradient(saved: Tensor, grad_output: Tensor, divisor: float, dtype: torch.dtype) -> Tensor:
-    """The gradient of a loss whose row sum has the gradient ``saved``."""
-    return scale_gradient(saved, grad_output, divisor, dtype)
+def keep_gradients(ctx: Any, gradients: Sequence[Tensor]) -> None:
+    """To be called from setup_context with the outputs that are gradients."""
+    ctx.mark_non_differentiable(*gradients)
+    ctx.gradients = list(gradients)
+
+
+def hand_out(
+    ctx: Any, factor: Tensor, inputs: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]]
+) -> list[Tensor | None]:
+    """The kept gradients of ``inputs`` times the factor, None where none is needed; ``compute`` makes them anew."""
+    kept = list(compute()) if ctx.gradients is None else ctx.gradients
+    may_overwrite = _is_plain(factor, *kept)
+    if may_overwrite:
+        ctx.gradients = None  # from now on the caller of the backward pass owns the memory
+    handed: list[Tensor | None] = []
+    for index, (x, needed) in enumerate(zip(inputs, ctx.needs_input_grad)):
+        # an output of the operator that somebody else holds must not change
+        if not needed:
+            handed.append(None)
+        elif may_overwrite and sys.getrefcount(kept[index]) == REFERENCES_OF_KEPT:
+            handed.append(kept[index].mul_(factor).to(x.dtype))
+        else:
+            handed.append(scale_gradient(kept[index], factor, x.dtype, x))
+    return handed
+
+
+def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
+    """Forward-mode derivatives would be dropped without a word, and func.grad has no rule: say so."""
+    if torch.compiler.is_compiling():
+        return
+    interpreter = torch._C._functorch.peek_interpreter_stack()
+    transformed = interpreter is not None and interpreter.key() != TransformType.Vmap
+    dual = forward_ad._current_level >= 0 and any(
+        x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    )
+    if transformed or dual:
+        raise NotImplementedError(
+            f"{op} has no rule for torch.func.grad, jvp and forward-mode derivatives; use backward() or "
+            "torch.autograd.grad, or backend='reference'"
+        )
+
+
+def _is_plain(*tensors: Tensor) -> bool:
+    """Eager and first order: no graph is being built, nothing is traced and no functorch transform is active."""
+    return (
+        not torch.is_grad_enabled()
+        and all(type(t) is Tensor for t in tensors)
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )

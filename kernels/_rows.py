@@ -19,6 +19,11 @@ def as_array(x: Tensor, dtype: np.dtype) -> NDArray:
     return np.ascontiguousarray(Rows(x, dtype)[0 : x.shape[0]])
 
 
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    """An uninitialised tensor on numpy's memory, which asks for huge pages: its first touch costs far less."""
+    return torch.from_numpy(np.empty(shape, dtype))
+
+
 class Rows:
     """``rows[i:j]`` is a C-contiguous array of the working dtype; only that block is converted or copied."""
 

@@ -181,6 +181,16 @@ def _float_of(typingctx, bits):  # type: ignore[no-untyped-def]
     return types.float32(types.int32), codegen
 
 
+@intrinsic
+def lowest_bit(typingctx, mask):  # type: ignore[no-untyped-def]
+    """Position of the lowest bit set in a uint64 other than zero."""
+
+    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.intp(types.uint64), codegen
+
+
 _f = np.float32
 _SQRT_HALF_BITS = np.int32(0x3F3504F3)  # sqrt(1/2)
 _MANTISSA = np.int32(0x007FFFFF)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdc.kernels._numba import jit
-from fastdc.kernels._simd import LANES, gemm
+from fastdc.kernels._simd import LANES, gemm, lowest_bit
 
 BY_DIFFERENCES = 16  # features up to which differences are as fast as a product
 NEAR = 0.25
@@ -39,6 +39,7 @@ class Scratch(NamedTuple):
 
     columns: NDArray  # (n_features, 64) shifted rows, one a lane
     rows: NDArray  # (64, padded) shifted rows, padded with zeros
+    near_gradient: NDArray  # (64, padded) what near pairs add to the gradient of a row
     sq_norms: NDArray  # (64,)
     near: NDArray  # (n_clusters,) uint64: bit l marks lane l
 
@@ -57,7 +58,8 @@ def prepare_centers(centers: NDArray) -> Centers:
 def make_scratch(n_clusters: int, n_features: int, dtype: np.dtype) -> Scratch:
     return Scratch(
         columns=np.empty((n_features, LANES), dtype),
-        rows=np.empty((LANES, padded(n_features)), dtype),
+        rows=np.zeros((LANES, padded(n_features)), dtype),
+        near_gradient=np.empty((LANES, padded(n_features)), dtype),
         sq_norms=np.empty(LANES, dtype),
         near=np.empty(n_clusters, np.uint64),
     )
@@ -71,61 +73,61 @@ def padded(n_features: int) -> int:
 def load_rows(x, centers, scratch):  # type: ignore[no-untyped-def]
     """Up to 64 rows x (m, n_features) into the scratch; lanes without a row repeat the last one."""
     m, n_features = x.shape
-    columns, rows, sq_norms, _ = scratch
-    shift = centers.shift
-    zero = x.dtype.type(0)
+    columns, rows, shift = scratch.columns, scratch.rows, centers.shift
     for lane in range(LANES):
         row = x[min(lane, m - 1)]
-        norm = zero
+        norm = x.dtype.type(0)
         for d in range(n_features):
             value = row[d] - shift[d]
-            columns[d, lane] = value
             rows[lane, d] = value
             norm += value * value
-        for d in range(n_features, rows.shape[1]):
-            rows[lane, d] = zero
-        sq_norms[lane] = norm
+        scratch.sq_norms[lane] = norm
+    for d in range(n_features):
+        for lane in range(LANES):
+            columns[d, lane] = rows[lane, d]
 
 
 @jit(reassociate=True)
 def sq_distance_tile(x, centers, scratch, out):  # type: ignore[no-untyped-def]
     """out (n_clusters, 64): squared distances of the loaded rows x to each center; fills scratch.near."""
-    columns, _, sq_norms, near = scratch
+    sq_norms, near = scratch.sq_norms, scratch.near
     n_clusters, n_features = centers.raw.shape
-    near[:] = np.uint64(0)
     if n_features <= BY_DIFFERENCES:
-        _by_differences(columns, centers.raw, out)
+        near[:] = np.uint64(0)
+        _by_differences(scratch.columns, centers.raw, out)
         return
-    gemm(centers.shifted, columns, out, False)
-    zero, two, share = x.dtype.type(0), x.dtype.type(2), x.dtype.type(NEAR)
+    gemm(centers.shifted, scratch.columns, out, False)
+    two, share = x.dtype.type(2), x.dtype.type(NEAR)
     for j in range(n_clusters):
         center_norm = centers.sq_norms[j]
         tile = out[j]
-        n_near = 0
+        some_near = False
         for lane in range(LANES):
             norms = sq_norms[lane] + center_norm
             sq_dist = norms - two * tile[lane]
-            n_near += 0 if sq_dist >= share * norms else 1  # also where overflow made a NaN
+            some_near |= not sq_dist >= share * norms  # also where overflow made a NaN
             tile[lane] = sq_dist
-        if n_near > 0:
-            near[j] = _redo_near(x, centers.raw[j], sq_norms, center_norm, tile)
+        near[j] = _redo_near(x, centers.raw[j], sq_norms, center_norm, tile) if some_near else np.uint64(0)
 
 
 @jit(reassociate=True)
 def _redo_near(x, center, sq_norms, center_norm, tile):  # type: ignore[no-untyped-def]
-    """Squared distances to one center by differences, where the product's lost digits; their mask."""
+    """Squared distances to one center by differences, where the product lost digits; their mask."""
     share = x.dtype.type(NEAR)
     mask = np.uint64(0)
-    last = x.shape[0] - 1
     for lane in range(LANES):
-        if not tile[lane] >= share * (sq_norms[lane] + center_norm):
-            mask |= np.uint64(1) << np.uint64(lane)
-            row = x[min(lane, last)]
-            total = x.dtype.type(0)
-            for d in range(row.size):
-                difference = row[d] - center[d]
-                total += difference * difference
-            tile[lane] = total
+        is_near = not tile[lane] >= share * (sq_norms[lane] + center_norm)
+        mask |= np.uint64(is_near) << np.uint64(lane)
+    rest = mask
+    while rest != 0:
+        lane = lowest_bit(rest)
+        rest &= rest - np.uint64(1)
+        row = x[min(lane, x.shape[0] - 1)]
+        total = x.dtype.type(0)
+        for d in range(row.size):
+            difference = row[d] - center[d]
+            total += difference * difference
+        tile[lane] = total
     return mask
 
 
@@ -146,59 +148,81 @@ def _by_differences(columns, centers, out):  # type: ignore[no-untyped-def]
 
 
 @jit(reassociate=True)
-def gradient_tile(x, centers, scratch, weights, grad_columns, grad_centers, need_x, need_centers):  # type: ignore[no-untyped-def]
-    """Sums of w_jl (x_l - c_j): over centers into grad_columns (n_features, 64), over rows added to grad_centers.
+def gradient_tile(x, centers, scratch, weights, grad_columns, grad_x, grad_centers):  # type: ignore[no-untyped-def]
+    """Sums of w_jl (x_l - c_j): over centers into grad_x (m, n_features), over rows added to grad_centers.
 
-    ``weights`` (n_clusters, 64) are zero in lanes without a row; those of near pairs are set to zero on the way.
-    grad_centers is (n_clusters, padded).
+    ``weights`` (n_clusters, 64) are zero in lanes without a row; those of near pairs become zero on the way.
+    grad_columns (n_features, 64) is scratch, grad_centers (n_clusters, padded). A gradient of no rows is not
+    wanted.
     """
-    columns, rows, _, near = scratch
-    n_clusters, n_features = centers.raw.shape
+    m, n_features = x.shape
     if n_features <= BY_DIFFERENCES:
-        if need_x:
-            _grad_rows_by_differences(columns, centers.raw, weights, grad_columns)
-        if need_centers:
-            _grad_centers_by_differences(columns, centers.raw, weights, grad_centers)
-        return
-    zero = x.dtype.type(0)
-    if need_x:
-        grad_columns[:] = zero
-    for j in range(n_clusters):
-        if near[j] != 0:
-            _grad_near(x, centers.raw[j], near[j], weights[j], grad_columns, grad_centers[j], need_x, need_centers)
-    if need_x:
-        total = np.zeros(LANES, x.dtype)
-        for j in range(n_clusters):
-            for lane in range(LANES):
-                total[lane] += weights[j, lane]
-        gemm(centers.negative_columns, weights, grad_columns, True)
-        for d in range(n_features):
-            for lane in range(LANES):
-                grad_columns[d, lane] += total[lane] * columns[d, lane]
-    if need_centers:
-        for j in range(n_clusters):
-            total_weight = zero
-            for lane in range(LANES):
-                total_weight += weights[j, lane]
+        if grad_x.shape[0] > 0:
+            _grad_rows_by_differences(scratch.columns, centers.raw, weights, grad_columns)
+        if grad_centers.shape[0] > 0:
+            _grad_centers_by_differences(scratch.columns, centers.raw, weights, grad_centers)
+    else:
+        some_near = _grad_near(x, centers.raw, scratch, weights, grad_x.shape[0] > 0, grad_centers)
+        if grad_x.shape[0] > 0:
+            _grad_rows_by_product(centers, scratch, weights, grad_columns, some_near)
+        if grad_centers.shape[0] > 0:
+            _grad_centers_by_product(centers, scratch, weights, grad_centers)
+    if grad_x.shape[0] > 0:
+        for lane in range(m):
             for d in range(n_features):
-                grad_centers[j, d] -= total_weight * centers.shifted[j, d]
-        gemm(weights, rows, grad_centers, True)
+                grad_x[lane, d] = grad_columns[d, lane]
 
 
-@jit
-def _grad_near(x, center, mask, weights, grad_columns, grad_center, need_x, need_centers):  # type: ignore[no-untyped-def]
-    last = x.shape[0] - 1
-    for lane in range(LANES):
-        if (mask >> np.uint64(lane)) & np.uint64(1):
-            weight = weights[lane]
-            weights[lane] = x.dtype.type(0)
-            row = x[min(lane, last)]
-            for d in range(row.size):
-                term = weight * (row[d] - center[d])
-                if need_x:
-                    grad_columns[d, lane] += term
-                if need_centers:
-                    grad_center[d] += term
+@jit(reassociate=True)
+def _grad_rows_by_product(centers, scratch, weights, grad_columns, some_near):  # type: ignore[no-untyped-def]
+    total = np.zeros(LANES, weights.dtype)
+    for j in range(weights.shape[0]):
+        for lane in range(LANES):
+            total[lane] += weights[j, lane]
+    for d in range(grad_columns.shape[0]):
+        for lane in range(LANES):
+            grad_columns[d, lane] = total[lane] * scratch.columns[d, lane]
+        if some_near:
+            for lane in range(LANES):
+                grad_columns[d, lane] += scratch.near_gradient[lane, d]
+    gemm(centers.negative_columns, weights, grad_columns, True)
+
+
+@jit(reassociate=True)
+def _grad_centers_by_product(centers, scratch, weights, grad_centers):  # type: ignore[no-untyped-def]
+    n_clusters, n_features = centers.raw.shape
+    for j in range(n_clusters):
+        total = weights.dtype.type(0)
+        for lane in range(LANES):
+            total += weights[j, lane]
+        for d in range(n_features):
+            grad_centers[j, d] -= total * centers.shifted[j, d]
+    gemm(weights, scratch.rows, grad_centers, True)
+
+
+@jit(reassociate=True)
+def _grad_near(x, centers, scratch, weights, need_x, grad_centers):  # type: ignore[no-untyped-def]
+    """Near pairs by differences: into scratch.near_gradient and grad_centers. Whether there were any."""
+    gradient = scratch.near_gradient
+    some_near = False
+    for j in range(centers.shape[0]):
+        rest = scratch.near[j]
+        if rest != 0 and not some_near:
+            gradient[:] = x.dtype.type(0)
+            some_near = True
+        while rest != 0:
+            lane = lowest_bit(rest)
+            rest &= rest - np.uint64(1)
+            weight = weights[j, lane]
+            weights[j, lane] = x.dtype.type(0)
+            row = x[min(lane, x.shape[0] - 1)]
+            if need_x:
+                for d in range(row.size):
+                    gradient[lane, d] += weight * (row[d] - centers[j, d])
+            if grad_centers.shape[0] > 0:
+                for d in range(row.size):
+                    grad_centers[j, d] += weight * (row[d] - centers[j, d])
+    return some_near
 
 
 @jit(reassociate=True)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdc.kernels._autograd import scaled_gradient
+from fastdc.kernels._autograd import hand_out, keep_gradients
 from fastdc.kernels._precision import working_dtype
 
 COMPILED = ("numba", "triton")
@@ -142,17 +142,18 @@ def _register_dec_loss(backend: str) -> Any:
         )
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        x, centers, *_ = inputs
-        ctx.divisor = inputs[6][3]
-        ctx.dtypes = x.dtype, centers.dtype
-        ctx.save_for_backward(*output[1:])
-        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs[:6])
+        ctx.options = inputs[6:]
+        keep_gradients(ctx, output[1:])
 
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
-        gradients = [
-            scaled_gradient(saved, grad_loss, ctx.divisor, dtype) if needed else None
-            for saved, dtype, needed in zip(ctx.saved_tensors, ctx.dtypes, ctx.needs_input_grad)
-        ]
+        divisor = ctx.options[0][3]
+        gradients = hand_out(
+            ctx,
+            grad_loss / divisor,
+            ctx.saved_tensors[:2],
+            lambda: loss(*ctx.saved_tensors, *ctx.options)[1:],
+        )
         return (*gradients, None, None, None, None, None, None, None, None)
 
     loss.register_autograd(backward, setup_context=setup_context)

@@ -14,20 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdc.kernels._parallel import block_rows, blocks, n_workers, run_blocks
+from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._rows import Rows, as_array, numpy_dtype
+from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
 from fastdc.kernels._simd import LANES
 from fastdc.kernels._tile import Centers, make_scratch, padded, prepare_centers
 from fastdc.kernels.student_t import numba_tiles as tiles
-
-OWN, FROZEN, GIVEN = 0, 1, 2  # where P comes from: q of these rows, of the refresh's rows, or a matrix
 
 
 def student_t_assign(x: Tensor, centers: Tensor, alpha: float, precision: str) -> Tensor:
     """q (n, k) in the working dtype."""
     job = _Job(x, centers, alpha)
-    q = torch.empty((job.n, job.k), dtype=job.torch_dtype)
+    q = empty((job.n, job.k), job.dtype)
     q_rows = q.numpy()
 
     def work(worker: int, start: int, stop: int) -> None:
@@ -54,8 +52,6 @@ def student_t_assign_backward(
             grad_rows[start:stop],
             gradients.of_rows(start, stop),
             gradients.partial[worker],
-            need_x,
-            need_centers,
         )
 
     run_blocks(job.n, job.block, work, gradients.commit)
@@ -99,7 +95,7 @@ def target_distribution(
     n, k = q.shape
     dtype = numpy_dtype(working_dtype(q))
     rows = Rows(q, dtype)
-    p = torch.empty((n, k), dtype=working_dtype(q))
+    p = empty((n, k), dtype)
     p_rows = p.numpy()
     block = block_rows(n)
     if frequency is None:
@@ -138,17 +134,19 @@ def dec_loss(
     alpha, power, frequency_power = exponents
     job = _Job(x, centers, alpha)
     gradients = _Gradients(job, need_x, need_centers)
-    losses = np.zeros((len(job.scratch), 1))
+    losses = np.zeros(len(job.scratch))
     total = np.zeros(1)
+    frozen, source, p_rows = job, tiles.OWN, None
+    mass = None if frequency is None else as_array(frequency.double(), np.dtype(np.float64))
     if p is not None:
-        source, p_rows, frozen = GIVEN, Rows(p, job.dtype), job
-        gain = np.ones(job.k, job.dtype)
-    else:
-        source = OWN if target_x is None else FROZEN
-        frozen = job if target_x is None else _Job(target_x, target_centers, alpha, job.dtype)
-        p_rows = None
-        mass = _frequency(job) if frequency is None else as_array(frequency.double(), np.dtype(np.float64))
-        gain = cluster_gain(mass, frequency_power, job.dtype)
+        source, p_rows, mass = tiles.GIVEN, Rows(p, job.dtype), np.ones(job.k)
+        frozen = _Job(x[:1], centers, alpha, job.dtype, n_scratch=len(job.scratch))
+    elif target_x is not None:
+        source, frozen = tiles.FROZEN, _Job(target_x, target_centers, alpha, job.dtype)
+    elif mass is None:
+        mass = _frequency(job)
+    assert mass is not None
+    gain = cluster_gain(mass, frequency_power, job.dtype)
     none = np.empty((0, 0), job.dtype)
 
     def work(worker: int, start: int, stop: int) -> None:
@@ -160,7 +158,7 @@ def dec_loss(
             (
                 source,
                 none if p_rows is None else p_rows[start:stop],
-                frozen.rows[start:stop] if source == FROZEN else none,
+                frozen.rows[start:stop] if source == tiles.FROZEN else none,
                 frozen.centers,
                 frozen.scratch[worker],
                 gain,
@@ -168,12 +166,10 @@ def dec_loss(
             ),
             gradients.of_rows(start, stop),
             gradients.partial[worker],
-            need_x,
-            need_centers,
         )
 
     def commit(worker: int) -> None:
-        total[:] += losses[worker]
+        total[0] += losses[worker]
         gradients.commit(worker)
 
     run_blocks(job.n, job.block, work, commit)
@@ -204,7 +200,14 @@ def _frequency(job: _Job) -> NDArray:
 class _Job:
     """One call's inputs as the tiles want them, and each worker's scratch."""
 
-    def __init__(self, x: Tensor, centers: Tensor | None, alpha: float, dtype: np.dtype | None = None) -> None:
+    def __init__(
+        self,
+        x: Tensor,
+        centers: Tensor | None,
+        alpha: float,
+        dtype: np.dtype | None = None,
+        n_scratch: int | None = None,
+    ) -> None:
         assert centers is not None
         self.torch_dtype = working_dtype(x, centers)
         self.dtype = numpy_dtype(self.torch_dtype) if dtype is None else dtype
@@ -214,7 +217,7 @@ class _Job:
         self.centers: Centers = prepare_centers(as_array(centers, self.dtype))
         self.alpha = alpha
         self.block = block_rows(self.n)
-        workers = n_workers(len(list(blocks(self.n, self.block))))
+        workers = n_workers(-(-self.n // self.block)) if n_scratch is None else n_scratch
         self.scratch = [self._scratch() for _ in range(workers)]
 
     def _scratch(self) -> tiles.Scratch:
@@ -245,7 +248,7 @@ class _Gradients:
     def __init__(self, job: _Job, need_x: bool, need_centers: bool) -> None:
         self.need_x, self.need_centers = need_x, need_centers
         self.job = job
-        self.grad_x = torch.empty((job.n, job.d) if need_x else (0,), dtype=job.torch_dtype)
+        self.grad_x = empty((job.n, job.d) if need_x else (0,), job.dtype)
         self.none: Any = np.empty((0, job.d), job.dtype)
         shape = (job.k, padded(job.d)) if need_centers else (0, padded(job.d))
         self.partial = [np.zeros(shape, job.dtype) for _ in job.scratch]

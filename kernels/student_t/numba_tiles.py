@@ -17,6 +17,7 @@ from fastdc.kernels._simd import LANES, log2, power
 from fastdc.kernels._tile import gradient_tile, load_rows, sq_distance_tile
 
 _LN2 = float(np.log(2.0))
+OWN, FROZEN, GIVEN = 0, 1, 2  # where P comes from: q of these rows, of the refresh's rows, or a matrix
 
 
 class Scratch(NamedTuple):
@@ -212,18 +213,16 @@ def target_block(q, gain, exponent, p):  # type: ignore[no-untyped-def]
 
 
 @jit
-def assign_backward_block(x, centers, scratch, alpha, grad_q, grad_x, grad_centers, need_x, need_centers):  # type: ignore[no-untyped-def]
-    """Gradients of sum(grad_q * q) for rows x; grad_q (m, k)."""
-    k = scratch.q.shape[0]
-    weights = np.empty((k, LANES), x.dtype)
+def assign_backward_block(x, centers, scratch, alpha, grad_q, grad_x, grad_centers):  # type: ignore[no-untyped-def]
+    """Gradients of sum(grad_q * q) for rows x; grad_q (m, k). A gradient of no rows is not wanted."""
+    weights = np.empty(scratch.q.shape, x.dtype)
     for start in range(0, x.shape[0], LANES):
-        part = x[start : start + LANES]
+        stop = start + LANES
+        part = x[start:stop]
         _assign_tile(part, centers, scratch, alpha)
-        _transpose(grad_q[start : start + LANES], weights)
+        _transpose(grad_q[start:stop], weights)
         _assign_weights(scratch, alpha, weights)
-        _apply_weights(
-            part, centers, scratch, weights, grad_x[start : start + LANES], grad_centers, need_x, need_centers
-        )
+        gradient_tile(part, centers, scratch.rows, weights, scratch.gradient, grad_x[start:stop], grad_centers)
 
 
 @jit
@@ -256,43 +255,34 @@ def _assign_weights(scratch, alpha, weights):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _apply_weights(part, centers, scratch, weights, grad_x, grad_centers, need_x, need_centers):  # type: ignore[no-untyped-def]
-    gradient_tile(
-        part, centers, scratch.rows, weights, scratch.gradient, grad_centers, need_x, need_centers
-    )
-    if need_x:
-        for lane in range(part.shape[0]):
-            for d in range(part.shape[1]):
-                grad_x[lane, d] = scratch.gradient[d, lane]
-
-
-@jit
-def loss_block(x, centers, scratch, alpha, target, grad_x, grad_centers, need_x, need_centers):  # type: ignore[no-untyped-def]
+def loss_block(x, centers, scratch, alpha, target, grad_x, grad_centers):  # type: ignore[no-untyped-def]
     """Sum of KL(p_i || q_i) over rows x, float64; their gradients; grad_centers (k, padded) is added to.
 
-    target: (source, p (m, k), target_x (m, d'), target centers, target scratch, gain (k,), exponent).
+    target: (source, p (m, k), target_x (m, d'), target centers, target scratch, gain (k,), exponent). A gradient
+    of no rows is not wanted.
     """
     source, p_rows, target_x, target_centers, target_scratch, gain, exponent = target
     loss = np.zeros(LANES, x.dtype)
     total = 0.0
     for start in range(0, x.shape[0], LANES):
-        part = x[start : start + LANES]
+        stop = start + LANES
+        part = x[start:stop]
         _assign_tile(part, centers, scratch, alpha)
-        if source == 0:
+        if source == OWN:
             _own_target(scratch, alpha, gain, exponent, loss)
+        elif source == FROZEN:
+            _assign_tile(target_x[start:stop], target_centers, target_scratch, alpha)
+            _sharpen(target_scratch.q, gain, exponent)
+            _given_target(scratch, alpha, target_scratch.q, loss)
         else:
-            p = target_scratch.q if source == 1 else np.empty((gain.size, LANES), x.dtype)
-            if source == 1:
-                _assign_tile(target_x[start : start + LANES], target_centers, target_scratch, alpha)
-                _sharpen(p, gain, exponent)
-            else:
-                _transpose(p_rows[start : start + LANES], p)
-            _given_target(scratch, alpha, p, loss)
+            _transpose(p_rows[start:stop], target_scratch.q)
+            _given_target(scratch, alpha, target_scratch.q, loss)
         for lane in range(part.shape[0]):
             total += loss[lane]
-        if need_x or need_centers:
-            rows = grad_x[start : start + LANES]
-            _apply_weights(part, centers, scratch, scratch.q, rows, grad_centers, need_x, need_centers)
+        if grad_x.shape[0] > 0 or grad_centers.shape[0] > 0:
+            gradient_tile(
+                part, centers, scratch.rows, scratch.q, scratch.gradient, grad_x[start:stop], grad_centers
+            )
     return total
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdc.kernels._autograd import refuse_transforms
 from fastdc.kernels._backend import choose
 from fastdc.kernels import _checks
 from fastdc.kernels._checks import (
@@ -112,6 +113,7 @@ def student_t_assign(
     dtype = torch.promote_types(x.dtype, centers.dtype)
     if name == "reference":
         return student_t_assign_reference(x, centers, alpha).to(dtype)
+    refuse_transforms("student_t_assign", x, centers)
     return custom_ops.ASSIGN[name](x, centers, alpha, precision).to(dtype)
 
 
@@ -359,6 +361,7 @@ def dec_loss(
     divisor = float(x.shape[0]) if reduction == "mean" else 1.0
     if name == "reference":
         return dec_loss_reference(x, centers, *constants, alpha, power, frequency_power) / divisor
+    refuse_transforms("dec_loss", x, centers)
     grad_mode = torch.is_grad_enabled()
     loss, _, _ = custom_ops.DEC_LOSS[name](
         x,

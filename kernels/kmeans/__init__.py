@@ -1,0 +1,22 @@
+"""K-means: nearest centers, one Lloyd pass with its sums, new centers, k-means++ and empty clusters."""
+
+from fastdc.kernels.kmeans.op import (
+    KMeansStep,
+    NearestCenter,
+    center_update,
+    kmeans_step,
+    nearest_center,
+    repair_empty,
+)
+from fastdc.kernels.kmeans.plusplus import KMeansPlusPlus, kmeans_plusplus
+
+__all__ = [
+    "KMeansPlusPlus",
+    "KMeansStep",
+    "NearestCenter",
+    "center_update",
+    "kmeans_plusplus",
+    "kmeans_step",
+    "nearest_center",
+    "repair_empty",
+]
