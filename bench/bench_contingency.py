@@ -88,12 +88,18 @@ def scores_truth(given: Inputs, gradients: bool) -> dict[str, Tensor]:
     return {"nmi": 2 * mutual / sum(entropies), "ari": rand}
 
 
+def float64(score: float) -> Tensor:
+    return torch.tensor(score, dtype=torch.float64)
+
+
 def make_scores(backend: str) -> Callable[..., Any]:
     from fastdc import adjusted_rand_index, contingency_table, normalized_mutual_info
 
-    def scores(labels_true: Tensor, labels_pred: Tensor) -> tuple[float, float]:
+    def scores(labels_true: Tensor, labels_pred: Tensor) -> tuple[Tensor, Tensor]:
         table = contingency_table(labels_true, labels_pred, sparse=None, backend=backend)
-        return normalized_mutual_info(contingency=table), adjusted_rand_index(contingency=table)
+        return float64(normalized_mutual_info(contingency=table)), float64(
+            adjusted_rand_index(contingency=table)
+        )
 
     return scores
 
@@ -102,8 +108,8 @@ def make_sklearn_scores() -> Callable[..., Any]:
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     return lambda labels_true, labels_pred: (
-        normalized_mutual_info_score(labels_true, labels_pred),
-        adjusted_rand_score(labels_true, labels_pred),
+        float64(normalized_mutual_info_score(labels_true, labels_pred)),
+        float64(adjusted_rand_score(labels_true, labels_pred)),
     )
 
 

@@ -285,7 +285,7 @@ def test_forced_backend_that_cannot_run(monkeypatch):
 
 def test_counting_op_passes_opcheck():
     true, pred = draw(50, 3, 4)
-    torch.library.opcheck(numba_kernel.contingency_counts_numba, (true, pred, 0, 0, 3, 4))
+    torch.library.opcheck(numba_kernel.contingency_counts_numba_op, (true, pred, 0, 0, 3, 4))
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])

@@ -20,7 +20,6 @@ CELLS_IN_L1 = (
 PRIVATE_BYTES = 1 << 28  # all private tables together
 
 
-@torch.library.custom_op("fastdc::contingency_counts_numba", mutates_args=())
 def contingency_counts_numba(
     labels_true: Tensor, labels_pred: Tensor, row_low: int, column_low: int, n_rows: int, n_columns: int
 ) -> Tensor:
@@ -51,7 +50,12 @@ def contingency_counts_numba(
     return counts
 
 
-@contingency_counts_numba.register_fake
+contingency_counts_numba_op = torch.library.custom_op(
+    "fastdc::contingency_counts_numba", contingency_counts_numba, mutates_args=()
+)
+
+
+@contingency_counts_numba_op.register_fake
 def _(labels_true, labels_pred, row_low, column_low, n_rows, n_columns):
     return labels_true.new_empty((n_rows, n_columns), dtype=torch.int64)
 

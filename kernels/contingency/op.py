@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastdc.kernels._backend import choose
@@ -115,13 +116,24 @@ def contingency_table(
 
 
 def _counter(name: str) -> Callable[..., Tensor]:
-    """The counting implementation of a backend, imported when it is first needed."""
+    """The counting implementation of a backend, imported when it is first needed.
+
+    As an operator of torch only while torch.compile traces: there is no gradient to register, and the first
+    call of an operator imports all of torch's compiler, over a second.
+    """
+    compiling = torch.compiler.is_compiling()
     if name == "numba":
-        from fastdc.kernels.contingency.numba_kernel import contingency_counts_numba
+        from fastdc.kernels.contingency import numba_kernel
 
-        return contingency_counts_numba
+        return (
+            numba_kernel.contingency_counts_numba_op if compiling else numba_kernel.contingency_counts_numba
+        )
     if name == "triton":
-        from fastdc.kernels.contingency.triton_kernel import contingency_counts_triton
+        from fastdc.kernels.contingency import triton_kernel
 
-        return contingency_counts_triton
+        return (
+            triton_kernel.contingency_counts_triton_op
+            if compiling
+            else triton_kernel.contingency_counts_triton
+        )
     return contingency_counts_reference

@@ -45,25 +45,38 @@ class Information(NamedTuple):
 
 def summary_of(table: ContingencyTable) -> Summary:
     """Drops empty rows and columns, and moves what is left to the CPU."""
+    classes, clusters = table.classes.cpu().numpy(), table.clusters.cpu().numpy()
     if table.counts.is_sparse:
         coalesced = table.counts.coalesce()
         rows, columns = coalesced.indices().cpu().numpy()
         counts = coalesced.values().cpu().numpy()
+        class_sizes, cluster_sizes = (
+            _sizes(rows, counts, len(classes)),
+            _sizes(columns, counts, len(clusters)),
+        )
     else:
         dense = table.counts.cpu().numpy()
-        rows, columns = dense.nonzero()
-        counts = dense[rows, columns]
-    rows, class_sizes, classes = _margin(rows, counts, table.classes.cpu().numpy())
-    columns, cluster_sizes, clusters = _margin(columns, counts, table.clusters.cpu().numpy())
+        cells = np.flatnonzero(dense)
+        rows, columns = np.divmod(cells, max(1, len(clusters)))
+        counts = dense.ravel()[cells]
+        class_sizes, cluster_sizes = dense.sum(1), dense.sum(0)
+    rows, class_sizes, classes = _used(rows, class_sizes, classes)
+    columns, cluster_sizes, clusters = _used(columns, cluster_sizes, clusters)
     n_samples = int(counts.sum())
     return Summary(rows, columns, counts, class_sizes, cluster_sizes, classes, clusters, n_samples)
 
 
-def _margin(positions: np.ndarray, counts: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(positions among the ids that occur, their sizes, those ids)."""
-    sizes = np.zeros(len(ids), dtype=np.int64)
+def _sizes(positions: np.ndarray, counts: np.ndarray, size: int) -> np.ndarray:
+    sizes = np.zeros(size, dtype=np.int64)
     np.add.at(sizes, positions, counts)
+    return sizes
+
+
+def _used(positions: np.ndarray, sizes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(positions among the ids that occur, their sizes, those ids)."""
     used = sizes > 0
+    if used.all():
+        return positions, sizes, ids
     return (np.cumsum(used) - 1)[positions], sizes[used], ids[used]
 
 

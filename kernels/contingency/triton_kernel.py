@@ -36,7 +36,6 @@ def launch(n: int, n_cells: int, n_processors: int) -> Launch:
     return Launch(bins, block, n_programs, n_partials, num_warps)
 
 
-@torch.library.custom_op("fastdc::contingency_counts_triton", mutates_args=())
 def contingency_counts_triton(
     labels_true: Tensor, labels_pred: Tensor, row_low: int, column_low: int, n_rows: int, n_columns: int
 ) -> Tensor:
@@ -72,7 +71,12 @@ def contingency_counts_triton(
     return total[:-1].reshape(n_rows, n_columns)
 
 
-@contingency_counts_triton.register_fake
+contingency_counts_triton_op = torch.library.custom_op(
+    "fastdc::contingency_counts_triton", contingency_counts_triton, mutates_args=()
+)
+
+
+@contingency_counts_triton_op.register_fake
 def _(labels_true, labels_pred, row_low, column_low, n_rows, n_columns):
     return labels_true.new_empty((n_rows, n_columns), dtype=torch.int64)
 
