@@ -1,9 +1,9 @@
 """Gradients that a forward pass has computed already, handed out by the backward pass.
 
-The forward pass of a loss knows its gradients up to one factor. They are kept in float32 and not divided by the
-number of rows (which would flush half-precision gradients to zero). The backward pass multiplies them in place,
-so that there is never a second matrix of that size; a second backward pass over the same graph
-(``retain_graph=True``) computes them again.
+The forward pass of a loss knows its gradients up to the gradient of its output. They are kept in float32 or wider,
+so that neither the division by the number of rows nor a loss scale flushes them to zero. The backward pass
+multiplies them in place, so that there is never a second matrix of that size; a second backward pass over the
+same graph (``retain_graph=True``) computes them again.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype, of: Tensor) -> Tenso
 def keep_gradients(ctx: Any, gradients: Sequence[Tensor]) -> None:
     """To be called from setup_context with the outputs that are gradients."""
     ctx.mark_non_differentiable(*gradients)
+    ctx.set_materialize_grads(False)  # else autograd fills a matrix of zeros for each of them
     ctx.gradients = list(gradients)
 
 
@@ -56,7 +57,7 @@ def hand_out(
         if not needed:
             handed.append(None)
         elif may_overwrite and sys.getrefcount(kept[index]) == REFERENCES_OF_KEPT:
-            handed.append(kept[index].mul_(factor).to(x.dtype))
+            handed.append(_scale_in_place(kept[index], factor).to(x.dtype))
         else:
             handed.append(scale_gradient(kept[index], factor, x.dtype, x))
     return handed
@@ -76,6 +77,12 @@ def refuse_transforms(op: str, *tensors: Tensor | None) -> None:
             f"{op} has no rule for torch.func.grad, jvp and forward-mode derivatives; use backward() or "
             "torch.autograd.grad, or backend='reference'"
         )
+
+
+def _scale_in_place(gradient: Tensor, factor: Tensor) -> Tensor:
+    if factor.device.type == "cpu" and factor.item() == 1.0:  # a look at a GPU's number would wait for it
+        return gradient
+    return gradient.mul_(factor)
 
 
 def _is_plain(*tensors: Tensor) -> bool:

@@ -115,11 +115,8 @@ def _register_dec_loss(backend: str) -> Any:
         need_x: bool,
         need_centers: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        *exponents, divisor = scalars
-        total, grad_x, grad_centers = _kernels(backend).dec_loss(
-            x, centers, (target, target_x, target_centers, frequency), exponents, precision, need_x, need_centers
-        )
-        return total / divisor, grad_x, grad_centers
+        target_forms = (target, target_x, target_centers, frequency)
+        return _kernels(backend).dec_loss(x, centers, target_forms, scalars, precision, need_x, need_centers)
 
     @loss.register_fake
     def _(
@@ -147,12 +144,8 @@ def _register_dec_loss(backend: str) -> Any:
         keep_gradients(ctx, output[1:])
 
     def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
-        divisor = ctx.options[0][3]
         gradients = hand_out(
-            ctx,
-            grad_loss / divisor,
-            ctx.saved_tensors[:2],
-            lambda: loss(*ctx.saved_tensors, *ctx.options)[1:],
+            ctx, grad_loss, ctx.saved_tensors[:2], lambda: loss(*ctx.saved_tensors, *ctx.options)[1:]
         )
         return (*gradients, None, None, None, None, None, None, None, None)
 

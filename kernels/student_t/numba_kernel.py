@@ -124,14 +124,17 @@ def dec_loss(
     x: Tensor,
     centers: Tensor,
     target: tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None],
-    exponents: list[float],
+    scalars: list[float],
     precision: str,
     need_x: bool,
     need_centers: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum over rows of KL(P||Q), and its gradients in the working dtype (of length 0 where not needed)."""
+    """Sum over rows of KL(P||Q) / divisor, and its gradients in the working dtype (of length 0 where not needed).
+
+    scalars: alpha, power, frequency_power, divisor.
+    """
     p, target_x, target_centers, frequency = target
-    alpha, power, frequency_power = exponents
+    alpha, power, frequency_power, divisor = scalars
     job = _Job(x, centers, alpha)
     gradients = _Gradients(job, need_x, need_centers)
     losses = np.zeros(len(job.scratch))
@@ -163,6 +166,7 @@ def dec_loss(
                 frozen.scratch[worker],
                 gain,
                 power,
+                1.0 / divisor,
             ),
             gradients.of_rows(start, stop),
             gradients.partial[worker],
@@ -173,7 +177,7 @@ def dec_loss(
         gradients.commit(worker)
 
     run_blocks(job.n, job.block, work, commit)
-    return torch.from_numpy(total).to(job.torch_dtype)[0], *gradients.result()
+    return torch.from_numpy(total / divisor).to(job.torch_dtype)[0], *gradients.result()
 
 
 def cluster_gain(mass: NDArray, frequency_power: float, dtype: np.dtype) -> NDArray:

@@ -258,10 +258,10 @@ def _assign_weights(scratch, alpha, weights):  # type: ignore[no-untyped-def]
 def loss_block(x, centers, scratch, alpha, target, grad_x, grad_centers):  # type: ignore[no-untyped-def]
     """Sum of KL(p_i || q_i) over rows x, float64; their gradients; grad_centers (k, padded) is added to.
 
-    target: (source, p (m, k), target_x (m, d'), target centers, target scratch, gain (k,), exponent). A gradient
-    of no rows is not wanted.
+    target: (source, p (m, k), target_x (m, d'), target centers, target scratch, gain (k,), exponent,
+    factor of the gradients). A gradient of no rows is not wanted.
     """
-    source, p_rows, target_x, target_centers, target_scratch, gain, exponent = target
+    source, p_rows, target_x, target_centers, target_scratch, gain, exponent, scale = target
     loss = np.zeros(LANES, x.dtype)
     total = 0.0
     for start in range(0, x.shape[0], LANES):
@@ -269,14 +269,14 @@ def loss_block(x, centers, scratch, alpha, target, grad_x, grad_centers):  # typ
         part = x[start:stop]
         _assign_tile(part, centers, scratch, alpha)
         if source == OWN:
-            _own_target(scratch, alpha, gain, exponent, loss)
+            _own_target(scratch, alpha, gain, exponent, scale, loss)
         elif source == FROZEN:
             _assign_tile(target_x[start:stop], target_centers, target_scratch, alpha)
             _sharpen(target_scratch.q, gain, exponent)
-            _given_target(scratch, alpha, target_scratch.q, loss)
+            _given_target(scratch, alpha, target_scratch.q, scale, loss)
         else:
             _transpose(p_rows[start:stop], target_scratch.q)
-            _given_target(scratch, alpha, target_scratch.q, loss)
+            _given_target(scratch, alpha, target_scratch.q, scale, loss)
         for lane in range(part.shape[0]):
             total += loss[lane]
         if grad_x.shape[0] > 0 or grad_centers.shape[0] > 0:
@@ -320,11 +320,11 @@ def _sharpen(q, gain, exponent):  # type: ignore[no-untyped-def]
 
 
 @jit(reassociate=True)
-def _own_target(scratch, alpha, gain, exponent, loss):  # type: ignore[no-untyped-def]
+def _own_target(scratch, alpha, gain, exponent, scale, loss):  # type: ignore[no-untyped-def]
     """P from q itself. q in scratch becomes the weights of the gradient; loss of each lane."""
     q, slope, mass = scratch.q, scratch.slope, scratch.mass
     zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
-    factor = q.dtype.type((alpha + 1.0) / alpha)
+    factor = q.dtype.type(scale * (alpha + 1.0) / alpha)
     typed = q.dtype.type(exponent - 1.0)
     inverse = np.empty(LANES, q.dtype)
     _target_mass(q, gain, exponent, inverse)
@@ -343,12 +343,12 @@ def _own_target(scratch, alpha, gain, exponent, loss):  # type: ignore[no-untype
 
 
 @jit(reassociate=True)
-def _given_target(scratch, alpha, p, loss):  # type: ignore[no-untyped-def]
+def _given_target(scratch, alpha, p, scale, loss):  # type: ignore[no-untyped-def]
     """P in a tile, its rows of any sum. q in scratch becomes the weights of the gradient."""
     q, slope, mass = scratch.q, scratch.slope, scratch.mass
     zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
     tiny = q.dtype.type(1e-38) if q.itemsize == 4 else q.dtype.type(1e-300)
-    factor = q.dtype.type((alpha + 1.0) / alpha)
+    factor = q.dtype.type(scale * (alpha + 1.0) / alpha)
     total = np.empty(LANES, q.dtype)
     _sum_centers(p, total)
     for lane in range(LANES):
