@@ -102,6 +102,9 @@ class Provider:
         and no part of the op's time.
     compiles_each_shape : bool
         Whether a new shape compiles anew, as torch.compile does.
+    tolerance : float, optional
+        The largest error of this provider, in place of ``Bench.tolerances``: for a plain form that is known
+        to lose digits. The error stands beside its time.
     """
 
     make: Callable[[], Callable[..., Any]]
@@ -109,6 +112,7 @@ class Provider:
     devices: tuple[str, ...] = ("cpu", "cuda")
     prepare: Callable[[Inputs], Inputs] | None = None
     compiles_each_shape: bool = False
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,7 @@ class Bench:
     tiny: Shape
     inputs: Callable[..., Inputs]
     outputs: tuple[str, ...]
-    truth: Callable[[Inputs, bool], dict[str, Tensor | Rows]]
+    truth: Callable[[Inputs, bool], Mapping[str, Tensor | Rows]]
     cost: Callable[..., Cost]
     providers: Mapping[str, Provider]
     gradients: tuple[str, ...] = ()
@@ -192,9 +196,14 @@ class Call:
     def results(self, with_gradients: bool) -> dict[str, Tensor]:
         """Every result by name, detached."""
         outputs, grads = self.both() if with_gradients else (self.forward(), ())
-        named = dict(zip(self.outputs, map(torch.as_tensor, as_tuple(outputs)), strict=True))
+        named = dict(zip(self.outputs, map(_as_tensor, as_tuple(outputs)), strict=True))
         named.update((f"grad_{name}", grad) for name, grad in zip(self.gradients, grads))
         return {name: value.detach() for name, value in named.items()}
+
+
+def _as_tensor(value: Any) -> Tensor:
+    """A tensor of any result; a Python float stays double."""
+    return torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
 
 
 def measure_errors(

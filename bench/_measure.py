@@ -7,15 +7,16 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bench._child import ChildError, Errand, fresh_measurements
 from bench._environment import Ceiling, available_cores, calibrate, code_state, device_name, versions
-from bench._harness import Bench, Call, Inputs, Provider, Shape, measure_errors
+from bench._harness import Bench, Call, Inputs, Provider, Rows, Shape, measure_errors
 from bench._memory import free_bytes, peaks_of, resident_bytes
 from bench._rows import Row
 from bench._timing import Budget, interleave
@@ -87,7 +88,6 @@ def _check_all(
     truth = bench.truth(inputs, any(mode != "forward" for mode in modes))
     if not truth:
         raise ValueError(f"{bench.op}: truth() knows no result, so no provider could be checked")
-    tolerance = bench.tolerances[getattr(torch, settings.dtype)]
     entries = {}
     for name in settings.providers or tuple(bench.providers):
         provider = bench.providers[name]
@@ -107,6 +107,7 @@ def _check_all(
         except (ImportError, *FAILURES) as error:
             entries[name] = Entry(_status_of(error), _brief(error))
             continue
+        tolerance = provider.tolerance or bench.tolerances[getattr(torch, settings.dtype)]
         worst = max(entry.errors, key=entry.errors.__getitem__)
         if not entry.errors[worst] <= tolerance:
             entry.status, entry.call = "wrong", None
@@ -133,7 +134,7 @@ def _prepare(bench: Bench, provider: Provider, shape: Shape, inputs: Inputs, set
 
 
 def _errors(
-    bench: Bench, call: Call, truth: dict[str, Any], inputs: Inputs, modes: Sequence[str]
+    bench: Bench, call: Call, truth: Mapping[str, Tensor | Rows], inputs: Inputs, modes: Sequence[str]
 ) -> dict[str, float]:
     """The largest error of each result over the calls to be timed: with gradients, without, or both."""
     errors: dict[str, float] = {}

@@ -42,7 +42,7 @@ def plot_op(rows: Sequence[Row], path: Path) -> None:
         axes.set_yticks(range(len(members)), [row.provider for row in members], fontsize=8)
         axes.set_xscale("log")
         axes.set_xlim(left, right)
-        axes.invert_yaxis()
+        axes.set_ylim(len(members) - 0.4, -0.6)
         axes.tick_params(axis="x", labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_title(shape_text(members[0]), fontsize=9)

@@ -92,6 +92,13 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
     return rows
 
 
+def holds_rows(path: Path) -> bool:
+    """Whether a file is of this harness; other measurements may lie beside it."""
+    with path.open(encoding="utf-8") as file:
+        first = json.loads(file.readline() or "{}")
+    return {"op", "provider", "mode", "status"} <= set(first)
+
+
 def latest(rows: Iterable[Row]) -> list[Row]:
     """The last row of each provider in each group, in the order of first appearance."""
     newest: dict[tuple[Any, ...], Row] = {}

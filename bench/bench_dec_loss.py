@@ -77,12 +77,19 @@ def cost(*, n: int, k: int, d: int, itemsize: int, mode: str) -> Cost:
     return Cost(flops=2.0 * products * n * k * d, bytes_moved=float(transfers * n * d * itemsize))
 
 
+# Autograd of the GEMM form has the gradient of a center as c_j sum_i w_ij - sum_i w_ij x_i. BLAS adds the n
+# terms of the last sum in float32 one after another, and the difference is small: at a million rows 3 % of it
+# are lost.
+GEMM_TOLERANCE = 0.1
+
 PROVIDERS = {
     "reference": Provider(partial(make_fastdc, "reference"), bytes_broadcast),
     "numba": Provider(partial(make_fastdc, "numba"), devices=("cpu",)),
     "triton": Provider(partial(make_fastdc, "triton"), devices=("cuda",)),
-    "eager_gemm": Provider(lambda: dec_loss_gemm, bytes_gemm),
-    "torch_compile_gemm": Provider(make_compiled, bytes_compiled, compiles_each_shape=True),
+    "eager_gemm": Provider(lambda: dec_loss_gemm, bytes_gemm, tolerance=GEMM_TOLERANCE),
+    "torch_compile_gemm": Provider(
+        make_compiled, bytes_compiled, compiles_each_shape=True, tolerance=GEMM_TOLERANCE
+    ),
     "broadcast": Provider(lambda: dec_loss_broadcast, bytes_broadcast),
 }
 

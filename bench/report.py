@@ -1,6 +1,7 @@
 """Tables and plots of results: ``python -m bench.report [FILES] [--readme README.md] [--plot FILE.png]``.
 
-Without files it reads ``bench/results/*.jsonl``. Of rows that measure the same thing the last one counts.
+Without files it reads those of ``bench/results`` that hold its rows. Where rows measure the same thing the
+last one counts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._environment import ROOT
-from bench._rows import Row, latest, read_rows, slowdowns
+from bench._rows import Row, holds_rows, latest, read_rows, slowdowns
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 COLUMNS = ("provider", "ms", "20-80 %", "x slower", "peak MB", "first call s", "% roof", "error")
@@ -27,7 +28,7 @@ STATUS_WORDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m bench.report", description="Tables and plots of results.")
     add = parser.add_argument
-    add("files", nargs="*", type=Path, help="JSON lines files; default: bench/results/*.jsonl")
+    add("files", nargs="*", type=Path, help="JSON lines files; default: those in bench/results")
     add("--op", nargs="+", help="only these ops")
     add(
         "--mode",
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--plot", type=Path, help="write a figure here; one op a file: with several, -OP is added to the name"
     )
     options = parser.parse_args(arguments)
-    files = options.files or sorted((ROOT / "bench" / "results").glob("*.jsonl"))
+    files = options.files or default_files(ROOT / "bench" / "results")
     rows = [row for row in latest(read_rows(files)) if not options.op or row.op in options.op]
     if not rows:
         parser.error("no rows to report; measure first with python -m bench --op dec_loss")
@@ -55,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for op in ops:
             path = options.plot if len(ops) == 1 else options.plot.with_stem(f"{options.plot.stem}-{op}")
             plot_op([row for row in rows if row.op == op], path)
+
+
+def default_files(folder: Path) -> list[Path]:
+    """The files of the folder that hold rows of this harness."""
+    return [path for path in sorted(folder.glob("*.jsonl")) if holds_rows(path)]
 
 
 def select_mode(rows: Sequence[Row], mode: str | None) -> list[Row]:

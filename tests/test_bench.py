@@ -165,6 +165,18 @@ def test_prepare_is_timed_apart_and_its_result_is_what_runs():
     assert row.prepare_ms >= 20
 
 
+def test_tolerance_of_a_provider_known_to_lose_digits():
+    rough = Provider(lambda: square_of_wrong_value, tolerance=0.05)
+    rows = measure(replace(SQUARE, providers={"rough": rough}), {"n": 8}, QUICK)
+    assert {row.status for row in rows} == {"ok"}
+    assert rows[0].max_error == pytest.approx(0.01, rel=1e-3)
+
+
+def test_python_floats_keep_their_digits():
+    call = Call(replace(SQUARE, gradients=()), lambda x: 1 / 3, {"x": torch.ones(1)})
+    assert call.results(False)["y"].item() == 1 / 3
+
+
 def test_truth_without_results_is_refused():
     with pytest.raises(ValueError, match="no provider could be checked"):
         measure(replace(SQUARE, truth=lambda inputs, gradients: {}), {"n": 8}, QUICK)
@@ -262,6 +274,13 @@ def test_reading_names_file_and_line_of_what_is_no_row(tmp_path):
     path.write_text('{"op": "square"}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl, line 1: not a row of this harness"):
         read_rows([path])
+
+
+def test_default_files_are_those_with_rows(rows, tmp_path):
+    append_rows(tmp_path / "square.jsonl", rows)
+    (tmp_path / "other.jsonl").write_text('{"seed": 0, "accuracy": 0.8}\n')
+    (tmp_path / "empty.jsonl").touch()
+    assert report.default_files(tmp_path) == [tmp_path / "square.jsonl"]
 
 
 def a_row(provider, median_ms=None, status="ok", **changes):
