@@ -200,9 +200,8 @@ class Train:
     def run(self, trainer: Trainer) -> None:
         objective = as_objective(self.objective)
         objective.terms.to(trainer.x.device)
-        trained = [
-            p for p in [*trainer.network.parameters(), *objective.terms.parameters()] if p.requires_grad
-        ]
+        parameters = [*trainer.network.parameters(), *objective.terms.parameters()]
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
         optimizer = torch.optim.Adam(trained, lr=self.learning_rate, fused=True)
         optimizer.zero_grad()
         trainer.network.train()
@@ -213,11 +212,8 @@ class Train:
             for epoch in range(self.epochs):
                 sums = torch.zeros(len(objective.terms), device=trainer.x.device, dtype=torch.float64)
                 for batch in trainer.epoch():
-                    if (
-                        needs_refresh
-                        and step % interval == 0
-                        and self._refresh(objective, trainer, epoch, step)
-                    ):
+                    due = needs_refresh and step % interval == 0
+                    if due and self._refresh(objective, trainer, epoch, step):
                         return
                     total, losses = objective(batch)
                     total.backward()
