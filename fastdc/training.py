@@ -24,9 +24,7 @@ from fastdc.kernels._checks import check_positive
 Record = dict[str, Any]
 EMBED_ROWS = {"cpu": 256}  # rows of a network call outside training; fixed, so that a row's result is, too
 EMBED_ROWS_GPU = 8192
-REFRESH_EPOCHS = (
-    3  # a target of one epoch drifts with every batch; digits and MNIST cluster better with three
-)
+REFRESH_EPOCHS = 3  # between refreshes: one costs a third of an epoch of DEC, and digits prefer three to one
 
 
 class Batch:
