@@ -43,7 +43,9 @@ INNER = 256  # terms of the reduction between two visits to the output: its oper
 def _make_tile(rows: int, vectors: int) -> Any:
     @intrinsic
     def tile(typingctx, a, a_start, lda, b, b_start, ldb, out, out_start, ldo, inner, accumulate):  # type: ignore[no-untyped-def]
-        signature = types.void(a, types.intp, types.intp, b, types.intp, types.intp, out, types.intp, types.intp)
+        signature = types.void(
+            a, types.intp, types.intp, b, types.intp, types.intp, out, types.intp, types.intp
+        )
         signature = types.void(*signature.args, types.intp, types.boolean)
 
         def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
@@ -73,9 +75,7 @@ def _make_tile(rows: int, vectors: int) -> Any:
 
             name = f"llvm.fma.v{lanes}f{sig.args[6].dtype.bitwidth}"
             fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-            a_rows = [
-                at(data(sig.args[0], a, a_start), builder.mul(index(i), lda)) for i in range(rows)
-            ]
+            a_rows = [at(data(sig.args[0], a, a_start), builder.mul(index(i), lda)) for i in range(rows)]
             b_data = data(sig.args[3], b, b_start)
             out_data = data(sig.args[6], out, out_start)
             out_tile = [

@@ -38,7 +38,13 @@ def _register_assign(backend: str) -> Any:
 
     @torch.library.custom_op(f"fastdc::student_t_assign_backward_{backend}", mutates_args=())
     def assign_backward(
-        x: Tensor, centers: Tensor, grad_q: Tensor, alpha: float, precision: str, need_x: bool, need_centers: bool
+        x: Tensor,
+        centers: Tensor,
+        grad_q: Tensor,
+        alpha: float,
+        precision: str,
+        need_x: bool,
+        need_centers: bool,
     ) -> tuple[Tensor, Tensor]:
         return _kernels(backend).student_t_assign_backward(
             x, centers, grad_q, alpha, precision, need_x, need_centers
@@ -46,9 +52,17 @@ def _register_assign(backend: str) -> Any:
 
     @assign_backward.register_fake
     def _(
-        x: Tensor, centers: Tensor, grad_q: Tensor, alpha: float, precision: str, need_x: bool, need_centers: bool
+        x: Tensor,
+        centers: Tensor,
+        grad_q: Tensor,
+        alpha: float,
+        precision: str,
+        need_x: bool,
+        need_centers: bool,
     ) -> tuple[Tensor, Tensor]:
-        return x.new_empty(x.shape if need_x else (0,)), centers.new_empty(centers.shape if need_centers else (0,))
+        return x.new_empty(x.shape if need_x else (0,)), centers.new_empty(
+            centers.shape if need_centers else (0,)
+        )
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, centers, ctx.alpha, ctx.precision = inputs
@@ -143,7 +157,9 @@ def _register_dec_loss(backend: str) -> Any:
         ctx.options = inputs[6:]
         keep_gradients(ctx, output[1:])
 
-    def backward(ctx: Any, grad_loss: Tensor, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+        if grad_loss is None:
+            return (None,) * 10
         gradients = hand_out(
             ctx, grad_loss, ctx.saved_tensors[:2], lambda: loss(*ctx.saved_tensors, *ctx.options)[1:]
         )

@@ -29,7 +29,9 @@ def student_t_assign(x: Tensor, centers: Tensor, alpha: float, precision: str) -
     q_rows = q.numpy()
 
     def work(worker: int, start: int, stop: int) -> None:
-        tiles.assign_block(job.rows[start:stop], job.centers, job.scratch[worker], job.alpha, q_rows[start:stop])
+        tiles.assign_block(
+            job.rows[start:stop], job.centers, job.scratch[worker], job.alpha, q_rows[start:stop]
+        )
 
     run_blocks(job.n, job.block, work)
     return q
@@ -88,9 +90,7 @@ def student_t_statistics(
     return labels, confidence, torch.from_numpy(frequency.total), n_changed, entropy
 
 
-def target_distribution(
-    q: Tensor, frequency: Tensor | None, power: float, frequency_power: float
-) -> Tensor:
+def target_distribution(q: Tensor, frequency: Tensor | None, power: float, frequency_power: float) -> Tensor:
     """p (n, k) in the dtype of q."""
     n, k = q.shape
     dtype = numpy_dtype(working_dtype(q))
@@ -266,5 +266,7 @@ class _Gradients:
             tiles.subtract_and_clear(self.partial[worker], self.total)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        grad_centers = torch.from_numpy(self.total).to(self.job.torch_dtype) if self.need_centers else torch.empty(0)
+        grad_centers = (
+            torch.from_numpy(self.total).to(self.job.torch_dtype) if self.need_centers else torch.empty(0)
+        )
         return self.grad_x, grad_centers.to(self.job.torch_dtype)

@@ -222,7 +222,9 @@ def assign_backward_block(x, centers, scratch, alpha, grad_q, grad_x, grad_cente
         _assign_tile(part, centers, scratch, alpha)
         _transpose(grad_q[start:stop], weights)
         _assign_weights(scratch, alpha, weights)
-        gradient_tile(part, centers, scratch.rows, weights, scratch.gradient, grad_x[start:stop], grad_centers)
+        gradient_tile(
+            part, centers, scratch.rows, weights, scratch.gradient, grad_x[start:stop], grad_centers
+        )
 
 
 @jit
@@ -358,7 +360,11 @@ def _given_target(scratch, alpha, p, scale, loss):  # type: ignore[no-untyped-de
         for lane in range(LANES):
             value, wanted = tile[lane], p[j, lane]
             loss[lane] += wanted * log2(wanted / max(value, tiny)) * ln2
-            tile[lane] = factor * (wanted - total[lane] * value) * (value * mass[lane] if alpha == 1.0 else slope[j, lane])
+            tile[lane] = (
+                factor
+                * (wanted - total[lane] * value)
+                * (value * mass[lane] if alpha == 1.0 else slope[j, lane])
+            )
 
 
 @jit

@@ -56,7 +56,12 @@ class StudentTStatistics(NamedTuple):
 
 
 def student_t_assign(
-    x: Tensor, centers: Tensor, alpha: float = 1.0, *, backend: str | None = None, precision: str | None = None
+    x: Tensor,
+    centers: Tensor,
+    alpha: float = 1.0,
+    *,
+    backend: str | None = None,
+    precision: str | None = None,
 ) -> Tensor:
     r"""Soft assignment of points to centers under a Student t kernel, eq. (1) of DEC.
 
@@ -403,13 +408,17 @@ def _check_target(
                 f"of centers, got {tuple(target.shape)}"
             )
     if (target_x is None) != (target_centers is None) or (target_x is not None and frequency is None):
-        raise ValueError("target_x, target_centers and frequency go together; give all three, or frequency alone")
+        raise ValueError(
+            "target_x, target_centers and frequency go together; give all three, or frequency alone"
+        )
     if target_x is not None and target_centers is not None:
         check_points(target_x, "target_x")
         check_same_device(target_x, x, "target_x")
         check_centers(target_centers, target_x, "target_centers", "target_x")
         if target_x.shape[0] != x.shape[0]:
-            raise ValueError(f"target_x has {target_x.shape[0]} rows but x has {x.shape[0]}; they are the same rows")
+            raise ValueError(
+                f"target_x has {target_x.shape[0]} rows but x has {x.shape[0]}; they are the same rows"
+            )
         if target_centers.shape[0] != n_clusters:
             raise ValueError(
                 f"target_centers has {target_centers.shape[0]} rows but centers has {n_clusters}; P and Q need the "
