@@ -174,7 +174,7 @@ def read_sample_weight(sample_weight: Any, x: Tensor) -> Tensor | None:
         return None
     if isinstance(sample_weight, Tensor):
         weight = sample_weight.detach().to(dtype=x.dtype, device=x.device)
-    elif np.ndim(sample_weight) == 0:
+    elif isinstance(sample_weight, (int, float, np.number)):
         weight = torch.full((len(x),), float(sample_weight), dtype=x.dtype, device=x.device)
     else:
         array = check_array(sample_weight, dtype=_NUMPY[x.dtype], ensure_2d=False, input_name="sample_weight")

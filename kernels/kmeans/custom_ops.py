@@ -76,9 +76,7 @@ def _register_plusplus(backend: str) -> Any:
     """The reference is an operator too: what it draws is not for a tracer to see."""
 
     @torch.library.custom_op(f"fastdc::kmeans_plusplus_{backend}", mutates_args=())
-    def plusplus(
-        x: Tensor, sample_weight: Tensor | None, n_clusters: int, n_candidates: int, seed: int
-    ) -> Tensor:
+    def plusplus(x: Tensor, sample_weight: Tensor | None, n_clusters: int, n_candidates: int, seed: int) -> Tensor:
         weights = usable_weights(x, sample_weight)
         uniforms = draw_uniforms(n_clusters, n_candidates, seed)
         if backend == "reference":

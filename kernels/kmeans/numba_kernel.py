@@ -63,9 +63,7 @@ def kmeans_step(
         tiles.add_and_clear(parts[worker], total)
 
     run_blocks(job.n, job.block, work, commit)
-    tensors = [
-        torch.from_numpy(array) for array in (total.sums, total.counts, total.inertia, total.n_changed)
-    ]
+    tensors = [torch.from_numpy(array) for array in (total.sums, total.counts, total.inertia, total.n_changed)]
     return labels, tensors[0], tensors[1], tensors[2][0], tensors[3][0]
 
 

@@ -67,9 +67,7 @@ class _Vectors:
         return ir.Constant(self.type, [0.0] * self.size)
 
 
-def _loop(
-    builder: Any, count: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]
-) -> list[Any]:
+def _loop(builder: Any, count: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:
     """``for i in range(count): carried = body(i, carried)``, the carried values in registers; count >= 1."""
     before = builder.block
     inside = builder.append_basic_block("lanes.body")
@@ -100,9 +98,7 @@ def transpose(typingctx, x, x_start, x_stride, shift, shift_start, out, out_star
         v = _Vectors(context, builder, sig.args[0].dtype)
         first = v.data(sig.args[0], x, x_start)
         offset = v.load(v.data(sig.args[3], shift, shift_start))
-        rows = [
-            builder.fsub(v.load(v.at(first, builder.mul(_index(i), x_stride))), offset) for i in range(v.size)
-        ]
+        rows = [builder.fsub(v.load(v.at(first, builder.mul(_index(i), x_stride))), offset) for i in range(v.size)]
         step = 1
         while step < v.size:  # swap the off-diagonal blocks of size step
             lower = [p + v.size - step if p & step else p for p in range(v.size)]

@@ -140,15 +140,11 @@ def _score_tiles(centers, scratch):
         if n_features <= BY_DIFFERENCES:
             for j in range(count):
                 for lane in range(0, LANES, width):
-                    sq_distances(
-                        columns, factors, (first + j) * n_features, tile, j * LANES, n_features, lane
-                    )
+                    sq_distances(columns, factors, (first + j) * n_features, tile, j * LANES, n_features, lane)
         else:
             gemm(factors[first : first + count], columns[:n_features], tile[:count], False)
         for lane in range(0, LANES, width):
-            two_smallest(
-                tile, centers.offsets, first, count, scratch.best, scratch.second, scratch.nearest, lane
-            )
+            two_smallest(tile, centers.offsets, first, count, scratch.best, scratch.second, scratch.nearest, lane)
 
 
 @jit(reassociate=True)

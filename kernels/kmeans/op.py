@@ -290,6 +290,4 @@ def _check_sums(sums: Tensor, counts: Tensor, centers: Tensor) -> None:
     check_vector(counts, centers.shape[0], "counts", centers, "clusters")
     check_points(sums, "sums")
     if sums.shape != centers.shape:
-        raise ValueError(
-            f"sums must have the shape of centers, {tuple(centers.shape)}, got {tuple(sums.shape)}"
-        )
+        raise ValueError(f"sums must have the shape of centers, {tuple(centers.shape)}, got {tuple(sums.shape)}")

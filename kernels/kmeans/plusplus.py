@@ -83,9 +83,7 @@ def kmeans_plusplus(
     check_points(x)
     n_clusters = _check_count(n_clusters, "n_clusters")
     if n_clusters > x.shape[0]:
-        raise ValueError(
-            f"n_clusters={n_clusters} must be at most n_samples={x.shape[0]}; ask for fewer clusters"
-        )
+        raise ValueError(f"n_clusters={n_clusters} must be at most n_samples={x.shape[0]}; ask for fewer clusters")
     if n_candidates is None:
         n_candidates = 2 + int(math.log(n_clusters))
     n_candidates = _check_count(n_candidates, "n_candidates")

@@ -49,9 +49,7 @@ def kmeans_step_reference(
 
 def kmeans_plusplus_reference(x: Tensor, weights: Tensor | None, uniforms: Tensor) -> Tensor:
     """Indices (n_clusters,) of greedy k-means++; uniforms (n_clusters, n_candidates) are its chance."""
-    weights = (
-        torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
-    )
+    weights = torch.ones(len(x), dtype=torch.float64, device=x.device) if weights is None else weights.double()
     x = torch.where(weights[:, None] > 0, x, 0.0)  # rows of no weight may be NaN
     indices = [_draw(weights, uniforms[0, :1])[0]]
     closest = sq_dists_reference(x, x[indices[0], None])[:, 0]

@@ -22,9 +22,7 @@ def repair_empty_torch(
     """sums and counts in which each empty cluster holds one of the rows farthest from their centers."""
     n = x.shape[0]
     own = labels.clamp(min=0)
-    weights = (
-        torch.ones_like(counts[:1]).expand(n) if sample_weight is None else sample_weight.to(counts.dtype)
-    )
+    weights = torch.ones_like(counts[:1]).expand(n) if sample_weight is None else sample_weight.to(counts.dtype)
     movable = (labels >= 0) & (weights > 0) & (counts[own] > weights)  # a cluster never gives its last row
     sq_dists = torch.cat(
         [

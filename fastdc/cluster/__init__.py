@@ -1,0 +1,5 @@
+"""Estimators on fixed features."""
+
+from fastdc.cluster.kmeans import KMeans
+
+__all__ = ["KMeans"]

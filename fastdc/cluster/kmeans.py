@@ -1,0 +1,278 @@
+"""K-means as a scikit-learn estimator over arrays and tensors."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+from tqdm import tqdm
+
+from fastdc._input import give_back, read_count, read_points, read_sample_weight, read_seed
+from fastdc.cluster.lloyd import Record, Solution, lloyd
+from fastdc.kernels.kmeans import kmeans_plusplus, kmeans_step, nearest_center
+from fastdc.persistence import Saveable
+
+RANDOM_RESTARTS = 10  # of init="random"; k-means++ starts well enough to run once
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """K-means by Lloyd's algorithm, with scikit-learn's parameters and results.
+
+    Parameters
+    ----------
+    n_clusters : int
+        At most the number of samples.
+    init : {"k-means++", "random"} or array-like of shape (n_clusters, n_features)
+        Greedy k-means++, distinct rows by chance, or the centers to start from.
+    n_init : "auto" or int
+        Runs from different starts, of which the one of least inertia counts. "auto" is 1, and 10 with
+        init="random". Given centers run once.
+    max_iter : int
+        Most iterations of a run.
+    tol : float
+        A run ends when the squared movements of all centers add up to at most ``tol`` times the mean variance
+        of the features, or when no label changes.
+    device : str or torch.device, optional
+        None computes where a tensor lies, and otherwise on the GPU if there is one.
+    backend : {None, "reference", "numba", "triton"}
+        None chooses by device (see ``fastdc.explain``).
+    check_finite : bool
+        Raise where X holds NaN or infinity. Without the check such a row gets label -1 and moves no center.
+    random_state : int, numpy RandomState or Generator, optional
+        The same integer gives the same result. Global random states are left as they were.
+    verbose : int
+        1 shows a progress bar on standard error.
+    callbacks : sequence of callables, optional
+        Each is called with every record of ``history_`` as it is made; one that returns True ends the run.
+
+    Attributes
+    ----------
+    labels_ : array of shape (n_samples,), int32
+        Of the nearest of ``cluster_centers_``.
+    cluster_centers_ : array of shape (n_clusters, n_features)
+        In the dtype of X.
+    inertia_ : float
+        Weighted sum of squared distances to the nearest center.
+    n_iter_ : int
+        Iterations of the best run.
+    history_ : list of dict
+        A record for each of them: ``run``, ``iteration``, ``inertia``, ``n_changed`` labels, ``center_shift``,
+        ``n_empty_clusters`` (given a far row in that iteration) and ``n_unlabeled`` rows.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    Notes
+    -----
+    Arrays come back as NumPy arrays, tensors as tensors on the device of the input.
+    Results are the same bits for any number of threads, and from run to run on a GPU.
+    Memory: beside X the labels, and for k-means++ a distance for each row; never n_samples x n_clusters.
+
+    References
+    ----------
+    Lloyd. Least squares quantization in PCM. IEEE Transactions on Information Theory, 1982.
+    Arthur, Vassilvitskii. k-means++: the advantages of careful seeding. SODA 2007.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastdc import KMeans
+    >>> X = np.array([[1.0, 2.0], [1.0, 4.0], [10.0, 2.0], [10.0, 4.0]])
+    >>> kmeans = KMeans(2, random_state=0).fit(X)
+    >>> bool(kmeans.labels_[0] == kmeans.labels_[1] != kmeans.labels_[2] == kmeans.labels_[3])
+    True
+    >>> kmeans.inertia_
+    4.0
+    """
+
+    n_clusters: int = field(default=8, kw_only=False)
+    init: Any = "k-means++"
+    n_init: Any = "auto"
+    max_iter: int = 300
+    tol: float = 1e-4
+    device: str | torch.device | None = None
+    backend: str | None = None
+    check_finite: bool = True
+    random_state: Any = None
+    verbose: int = 0
+    callbacks: Sequence[Callable[[Record], Any]] | None = None
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
+        """Find the centers.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Computed in its own precision, float32 or float64.
+        y : ignored
+        sample_weight : array-like of shape (n_samples,), optional
+
+        Returns
+        -------
+        self : fitted estimator
+
+        Raises
+        ------
+        ValueError, TypeError
+            For bad parameters and bad data.
+        KeyboardInterrupt
+            Goes on to the caller; the estimator is then as before the call.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If fewer clusters than asked for have members.
+        """
+        before = dict(vars(self))
+        try:
+            with torch.no_grad():
+                self._fit(X, sample_weight)
+        except BaseException:
+            self.__dict__ = before
+            raise
+        return self
+
+    def _fit(self, X: Any, sample_weight: Any) -> None:
+        n_clusters = read_count(self.n_clusters, "n_clusters")
+        max_iter = read_count(self.max_iter, "max_iter")
+        if not self.tol >= 0:
+            raise ValueError(f"tol must be 0 or above, got {self.tol}")
+        x = read_points(X, self, reset=True, device=self.device, check_finite=self.check_finite)
+        read_count(n_clusters, "n_clusters", high=len(x), high_name="n_samples")
+        weight = read_sample_weight(sample_weight, x)
+        tol = self.tol * _mean_variance(x) if self.tol > 0 else 0.0
+        random = np.random.default_rng(read_seed(self.random_state))
+        best: Solution | None = None
+        n_runs = self._n_runs()
+        for run in range(1, n_runs + 1):
+            centers = self._start(x, weight, n_clusters, random)
+            with tqdm(total=max_iter, desc=f"k-means {run}/{n_runs}", disable=not self.verbose) as bar:
+                report = _Report(run, bar, self.callbacks or (), raises=self.check_finite)
+                found = lloyd(
+                    x, centers, weight, max_iter=max_iter, tol=tol, backend=self.backend, report=report
+                )
+            if best is None or found.inertia < best.inertia:
+                best = found
+        assert best is not None, "there is at least one run"
+        n_found = len(torch.unique(best.labels[best.labels >= 0]))
+        if n_found < n_clusters:
+            warnings.warn(
+                f"Number of distinct clusters ({n_found}) found smaller than n_clusters ({n_clusters}). X may "
+                "hold repeated rows; ask for fewer clusters.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        self.labels_ = give_back(best.labels.to(torch.int32), X)
+        self.cluster_centers_ = give_back(best.centers, X)
+        self.inertia_ = best.inertia
+        self.n_iter_ = len(best.history)
+        self.history_ = best.history
+
+    def predict(self, X: Any) -> Any:
+        """Nearest center of each row of ``X``, int32."""
+        x, centers = self._read(X)
+        return give_back(nearest_center(x, centers, backend=self.backend).labels.to(torch.int32), X)
+
+    def transform(self, X: Any) -> Any:
+        """Distance of each row of ``X`` to each center, of shape (n_samples, n_clusters)."""
+        x, centers = self._read(X)
+        dtype = torch.promote_types(x.dtype, centers.dtype)
+        mode = "donot_use_mm_for_euclid_dist"  # differences: a product would cancel
+        return give_back(torch.cdist(x.to(dtype), centers.to(dtype), compute_mode=mode).to(x.dtype), X)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """The negative inertia of ``X``: the higher the better the centers fit."""
+        x, centers = self._read(X)
+        weight = read_sample_weight(sample_weight, x)
+        return -float(kmeans_step(x, centers, sample_weight=weight, backend=self.backend).inertia)
+
+    def _read(self, X: Any) -> tuple[Tensor, Tensor]:
+        """Rows like those of fit, and the centers beside them."""
+        check_is_fitted(self)
+        x = read_points(X, self, device=self.device, check_finite=self.check_finite)
+        return x, torch.as_tensor(self.cluster_centers_, device=x.device)
+
+    def _n_runs(self) -> int:
+        if not isinstance(self.init, str):
+            if self.n_init not in ("auto", 1):
+                warnings.warn(
+                    f"init gives the centers to start from, so there is one run, not n_init={self.n_init}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+            return 1
+        if isinstance(self.n_init, str):
+            if self.n_init != "auto":
+                raise ValueError(f"n_init must be 'auto' or an integer, got {self.n_init!r}")
+            return RANDOM_RESTARTS if self.init == "random" else 1
+        return read_count(self.n_init, "n_init")
+
+    def _start(
+        self, x: Tensor, weight: Tensor | None, n_clusters: int, random: np.random.Generator
+    ) -> Tensor:
+        """Centers to begin a run with."""
+        if not isinstance(self.init, str):
+            centers = read_points(self.init, dtype=x.dtype, device=x.device)
+            if centers.shape != (n_clusters, x.shape[1]):
+                raise ValueError(
+                    f"init has shape {tuple(centers.shape)}, wanted are (n_clusters, n_features) = "
+                    f"{(n_clusters, x.shape[1])}"
+                )
+            return centers
+        if self.init == "k-means++":
+            seed = int(random.integers(2**31 - 1))
+            return kmeans_plusplus(
+                x, n_clusters, sample_weight=weight, random_state=seed, backend=self.backend
+            ).centers
+        if self.init == "random":
+            chance = None if weight is None else weight.double().cpu().numpy()
+            if chance is not None and np.count_nonzero(chance) < n_clusters:
+                raise ValueError(
+                    f"n_clusters={n_clusters} must be at most {np.count_nonzero(chance)}, the samples of positive "
+                    "weight, with init='random'"
+                )
+            chance = None if chance is None else chance / chance.sum()
+            rows = random.choice(len(x), n_clusters, replace=False, p=chance)
+            return x[torch.from_numpy(rows).to(x.device)]
+        raise ValueError(f"init must be 'k-means++', 'random' or an array of centers, got {self.init!r}")
+
+    @property
+    def _n_features_out(self) -> int:
+        return self.cluster_centers_.shape[0]
+
+
+class _Report:
+    """What happens with the record of an iteration: history, progress bar, callbacks, a check."""
+
+    def __init__(
+        self, run: int, bar: tqdm, callbacks: Sequence[Callable[[Record], Any]], *, raises: bool
+    ) -> None:
+        self.run, self.bar, self.callbacks, self.raises = run, bar, callbacks, raises
+
+    def __call__(self, record: Record) -> bool:
+        if self.raises and record["n_unlabeled"]:
+            raise ValueError(
+                f"{record['n_unlabeled']} rows of X are so large that squared distances overflow its dtype; "
+                "scale the features (sklearn.preprocessing.StandardScaler) or pass float64"
+            )
+        record["run"] = self.run
+        self.bar.update()
+        self.bar.set_postfix(inertia=f"{record['inertia']:.6g}", changed=record["n_changed"], refresh=False)
+        answers = [callback(record) for callback in self.callbacks]
+        return any(answer is True for answer in answers)
+
+
+def _mean_variance(x: Tensor) -> float:
+    """Mean over the features of their variance; of the finite rows only."""
+    variance = float(x.var(dim=0, correction=0).mean())
+    if not np.isfinite(variance):
+        variance = float(x[x.isfinite().all(dim=1)].double().var(dim=0, correction=0).mean())
+    return variance

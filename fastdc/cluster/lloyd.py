@@ -1,0 +1,91 @@
+"""Lloyd's algorithm over tensors: one pass over the rows and one wait for the device an iteration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastdc.kernels.kmeans import KMeansStep, center_update, kmeans_step, repair_empty
+
+Record = dict[str, Any]
+
+
+class Solution(NamedTuple):
+    """Where a run ended: every label is that of the nearest of these centers."""
+
+    centers: Tensor
+    labels: Tensor
+    inertia: float
+    history: list[Record]
+
+
+def lloyd(
+    x: Tensor,
+    centers: Tensor,
+    sample_weight: Tensor | None,
+    *,
+    max_iter: int,
+    tol: float,
+    backend: str | None = None,
+    report: Callable[[Record], bool] = lambda record: False,
+) -> Solution:
+    """Alternate nearest centers and means from ``centers`` on.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_samples, n_features)
+    centers : Tensor of shape (n_clusters, n_features), dtype of x
+    sample_weight : Tensor of shape (n_samples,) or None
+    max_iter : int
+        Most iterations.
+    tol : float
+        Stop when the squared movements of all centers add up to no more; also when no label changes.
+    report : callable
+        Given each iteration's record; True ends the run.
+
+    Notes
+    -----
+    An empty cluster is given the row farthest from its center. Ends within ``max_iter`` iterations also where
+    rows repeat and clusters cannot be filled.
+    """
+    history: list[Record] = []
+    labels: Tensor | None = None
+    for iteration in range(1, max_iter + 1):
+        step = kmeans_step(x, centers, sample_weight=sample_weight, previous_labels=labels, backend=backend)
+        labels = step.labels
+        updated = center_update(step.sums, step.counts, centers)
+        inertia, n_changed, n_empty, n_unlabeled, shift = _on_host(step, centers, updated)
+        if n_empty:
+            repaired = repair_empty(x, centers, labels, step.sums, step.counts, sample_weight=sample_weight)
+            updated = center_update(*repaired, centers)
+            shift = float((updated - centers).double().square().sum())
+        history.append(
+            {
+                "iteration": iteration,
+                "inertia": inertia,
+                "n_changed": int(n_changed),
+                "center_shift": shift**0.5,
+                "n_empty_clusters": int(n_empty),
+                "n_unlabeled": int(n_unlabeled),
+            }
+        )
+        stop = report(history[-1])
+        if n_changed == 0 and (n_empty == 0 or shift == 0.0):  # these labels made these centers
+            return Solution(centers, labels, inertia, history)
+        centers = updated
+        if stop or shift <= tol:
+            break
+    final = kmeans_step(x, centers, sample_weight=sample_weight, backend=backend)
+    return Solution(centers, final.labels, float(final.inertia), history)
+
+
+def _on_host(step: KMeansStep, centers: Tensor, updated: Tensor) -> list[float]:
+    """inertia, n_changed, empty clusters, rows without a label, squared shift: one transfer for all."""
+    empty = (step.counts <= 0).sum()
+    unlabeled = (step.labels < 0).sum()
+    shift = (updated - centers).double().square().sum()
+    numbers = [step.inertia, step.n_changed, empty, unlabeled, shift]
+    return torch.stack([number.double() for number in numbers]).tolist()
