@@ -1,0 +1,87 @@
+"""Calls every operator on the CPU once for each kernel that it can choose, so that all are in the cache."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdc import metrics
+from fastdc.kernels import OPS, contingency, kmeans, student_t
+
+SHAPES = ((300, 2, 3), (300, 96, 130))  # n_samples, n_features, n_clusters: within one tile, and beyond
+DTYPES = (torch.float32, torch.float64)  # half precision runs in the kernels of float32
+
+
+def warm_all() -> dict[str, float]:
+    """Seconds that the first call of each operator took, compilation or loading included."""
+    seconds = dict.fromkeys(OPS, 0.0)
+    for n_samples, n_features, n_clusters in SHAPES:
+        generator = torch.Generator().manual_seed(0)
+        points = torch.randn(n_samples, n_features, generator=generator, dtype=torch.float64)
+        for dtype in DTYPES:
+            x = points.to(dtype)
+            for op, call in _CALLS.items():
+                started = time.perf_counter()
+                call(x, x[:n_clusters].clone())
+                seconds[op] += time.perf_counter() - started
+    return {op: round(spent, 2) for op, spent in seconds.items()}
+
+
+def _student_t_statistics(x: Tensor, centers: Tensor) -> None:
+    labels = student_t.student_t_statistics(x, centers).labels
+    student_t.student_t_statistics(x, centers, previous_labels=labels)
+
+
+def _student_t_assign(x: Tensor, centers: Tensor) -> None:
+    x, centers = x.requires_grad_(), centers.requires_grad_()
+    for alpha in (1.0, 2.5):
+        student_t.student_t_assign(x, centers, alpha).sum().backward()
+    x.requires_grad_(False)
+
+
+def _target_distribution(x: Tensor, centers: Tensor) -> None:
+    q = student_t.student_t_assign(x, centers)
+    student_t.target_distribution(q)
+    student_t.target_distribution(q, power=1.5, frequency_power=0.5)
+
+
+def _dec_loss(x: Tensor, centers: Tensor) -> None:
+    q = student_t.student_t_assign(x, centers)
+    frozen: dict[str, Any] = {"target_x": x.clone(), "target_centers": centers.clone(), "frequency": q.sum(0)}
+    x, centers = x.requires_grad_(), centers.requires_grad_()
+    given: dict[str, Any] = {"target": student_t.target_distribution(q)}
+    for target in ({}, given, frozen):
+        for alpha in (1.0, 2.5):
+            student_t.dec_loss(x, centers, alpha=alpha, **target).backward()
+    with torch.no_grad():
+        student_t.dec_loss(x, centers)
+    x.requires_grad_(False)
+
+
+def _kmeans_step(x: Tensor, centers: Tensor) -> None:
+    step = kmeans.kmeans_step(x, centers)
+    weight = torch.ones(len(x), dtype=x.dtype)
+    kmeans.kmeans_step(x, centers, sample_weight=weight, previous_labels=step.labels)
+
+
+def _contingency_table(x: Tensor, centers: Tensor) -> None:
+    labels = kmeans.nearest_center(x, centers).labels
+    for ids in (labels, labels.int(), labels * 1000):
+        contingency.contingency_table(ids, labels)
+    metrics.adjusted_mutual_info(labels, labels.roll(1))  # equal labels need no expected value
+
+
+_CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "student_t_assign": _student_t_assign,
+    "student_t_statistics": _student_t_statistics,
+    "target_distribution": _target_distribution,
+    "dec_loss": _dec_loss,
+    "nearest_center": kmeans.nearest_center,
+    "kmeans_step": _kmeans_step,
+    "kmeans_plusplus": lambda x, centers: kmeans.kmeans_plusplus(x, len(centers), random_state=0),
+    "contingency_table": _contingency_table,
+}
