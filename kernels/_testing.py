@@ -1,0 +1,94 @@
+"""Triton kernels on machines without a GPU: built for a chip to see what they take, and run by the interpreter."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+TARGETS = {
+    "sm_80": ("cuda", 80, 32),
+    "sm_90": ("cuda", 90, 32),
+    "sm_100": ("cuda", 100, 32),
+    "gfx942": ("hip", "gfx942", 64),
+}
+SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}  # of one program
+_MATRIX_INSTRUCTIONS = re.compile(r"\b(?:wgmma|mma\.sync|tcgen05\.mma|v_mfma|v_smfmac)")
+
+
+class Compiled(NamedTuple):
+    """What one kernel takes on a chip."""
+
+    registers: int  # of a thread
+    spills: int  # bytes of stack (NVIDIA) or spilled registers (AMD) of a thread
+    shared_bytes: int  # of a program
+    uses_matrix_units: bool
+
+
+def cross_compile(
+    kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], chip: str, **options: Any
+) -> Compiled:
+    """Build a Triton kernel for a chip of ``TARGETS``; needs no GPU, but a process without TRITON_INTERPRET.
+
+    Parameters
+    ----------
+    kernel : the function under ``@triton.jit``
+    types : mapping of each runtime argument to its type, such as ``"*fp32"`` or ``"i32"``
+    constants : mapping of each constexpr argument to its value
+    chip : {"sm_80", "sm_90", "sm_100", "gfx942"}
+    **options : num_warps, num_stages
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
+    source = ASTSource(kernel, signature=signature, constexprs=dict(constants))
+    compiled = triton.compile(source, target=GPUTarget(*TARGETS[chip]), options=options)
+    if chip.startswith("gfx"):
+        assembly = compiled.asm["amdgcn"]
+        registers = _numbers(r"\.vgpr_count:\s*(\d+)", assembly)
+        spills = _numbers(r"\.vgpr_spill_count:\s*(\d+)", assembly)
+    else:
+        assembly = compiled.asm["ptx"]
+        usage = _resource_usage(Path(triton.__file__).parent, compiled.asm["cubin"])
+        registers = _numbers(r"REG:(\d+)", usage)
+        spills = _numbers(r"(?:STACK|LOCAL):(\d+)", usage)
+    return Compiled(max(registers), sum(spills), compiled.metadata.shared, bool(_MATRIX_INSTRUCTIONS.search(assembly)))
+
+
+def _resource_usage(triton_home: Path, cubin: bytes) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(triton_home / "backends/nvidia/bin/cuobjdump"), "--dump-resource-usage", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def _numbers(pattern: str, text: str) -> list[int]:
+    found = [int(number) for number in re.findall(pattern, text)]
+    if not found:
+        raise ValueError(f"no {pattern!r} in what the compiler wrote:\n{text[:2000]}")
+    return found
+
+
+def run_interpreted(*arguments: str, timeout: float = 300.0) -> str:
+    """Run ``python ARGUMENTS`` with Triton's interpreter, which kernels take up at import; returns its stdout.
+
+    Raises
+    ------
+    AssertionError
+        If the process fails, with what it printed.
+    """
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, timeout=timeout, env=environment
+    )
+    if done.returncode != 0:
+        raise AssertionError(f"{arguments[:3]} ended with status {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done.stdout
