@@ -15,9 +15,11 @@ _HOME = {  # public name -> the module that defines it
     "clustering_accuracy": "fastdc.metrics",
     "contingency_table": "fastdc.kernels.contingency",
     "dec_loss": "fastdc.kernels.student_t",
+    "evaluate": "fastdc.metrics",
     "explain": "fastdc.kernels",
     "kmeans_plusplus": "fastdc.kernels.kmeans",
     "kmeans_step": "fastdc.kernels.kmeans",
+    "label_map": "fastdc.metrics",
     "nearest_center": "fastdc.kernels.kmeans",
     "normalized_mutual_info": "fastdc.metrics",
     "purity": "fastdc.metrics",
@@ -27,7 +29,30 @@ _HOME = {  # public name -> the module that defines it
     "use_backend": "fastdc.kernels",
 }
 
-__all__ = ["__version__", *_HOME]
+__all__ = [
+    "DEC",
+    "IDEC",
+    "BackendError",
+    "KMeans",
+    "__version__",
+    "adjusted_mutual_info",
+    "adjusted_rand_index",
+    "clustering_accuracy",
+    "contingency_table",
+    "dec_loss",
+    "evaluate",
+    "explain",
+    "kmeans_plusplus",
+    "kmeans_step",
+    "label_map",
+    "nearest_center",
+    "normalized_mutual_info",
+    "purity",
+    "student_t_assign",
+    "student_t_statistics",
+    "target_distribution",
+    "use_backend",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -58,6 +83,8 @@ if TYPE_CHECKING:
         adjusted_mutual_info,
         adjusted_rand_index,
         clustering_accuracy,
+        evaluate,
+        label_map,
         normalized_mutual_info,
         purity,
     )

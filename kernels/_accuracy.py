@@ -19,7 +19,7 @@ def relative_error(got: Tensor, truth: Tensor) -> float:
 
 
 def assert_not_worse_than_torch(
-    cases: Iterable[tuple[Tensor, Tensor, Tensor]], *, factor: float, dtype: torch.dtype
+    cases: Iterable[tuple[Tensor, Tensor, Tensor]], *, factor: float, dtype: torch.dtype, name: str = ""
 ) -> None:
     """The error of ``got`` is at most ``factor`` times that of ``plain``, and 4 units in the last place are free.
 
@@ -32,12 +32,14 @@ def assert_not_worse_than_torch(
         2 for values, 3 for gradients.
     dtype : torch.dtype
         Whose last place is meant.
+    name : str
+        What the message speaks of.
     """
     errors = [(relative_error(got, truth), relative_error(plain, truth)) for got, plain, truth in cases]
     error, allowed = (max(column) for column in zip(*errors))
     free = 4 * torch.finfo(dtype).eps
     if not error <= factor * allowed + free:
         raise AssertionError(
-            f"error {error:.2e} against float64, plain torch has {allowed:.2e}; allowed are {factor} times that and "
-            f"{free:.1e}"
+            f"{name} error {error:.2e} against float64, plain torch has {allowed:.2e}; "
+            f"allowed are {factor} times that and {free:.1e}"
         )

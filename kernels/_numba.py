@@ -15,9 +15,12 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import numba
 
 from fastdc._version import __version__
@@ -25,7 +28,7 @@ from fastdc._version import __version__
 REASSOCIATE = frozenset({"reassoc", "contract", "nsz", "arcp"})  # NaN and inf keep their meaning
 
 
-def jit(function: Any = None, *, reassociate: bool = False, inline: bool = False) -> Any:
+def jit(function: Any = None, *, reassociate: bool = False, inline: bool = False, inner: bool = False) -> Any:
     """Compile a kernel: nopython, GIL released, division as numpy, machine code cached.
 
     Parameters
@@ -33,24 +36,49 @@ def jit(function: Any = None, *, reassociate: bool = False, inline: bool = False
     reassociate : bool
         Allow sums to be reordered, so that they vectorise. NaN and infinity keep their meaning.
     inline : bool
-        Ask LLVM to inline the function where it is called, for small helpers in hot loops.
+        Ask LLVM to inline the function where it is called, for small helpers in hot loops. Implies inner.
+    inner : bool
+        Only other kernels call it: no way in from Python is compiled, and nothing is cached but its callers.
     """
     if function is None:
-        return lambda f: jit(f, reassociate=reassociate, inline=inline)
+        return lambda f: jit(f, reassociate=reassociate, inline=inline, inner=inner)
+    inner = inner or inline
     dispatcher = numba.njit(
         nogil=True,
         error_model="numpy",
         fastmath=set(REASSOCIATE) if reassociate else False,
         forceinline=inline,
+        no_cpython_wrapper=inner,
+        no_cfunc_wrapper=True,
     )(function)
-    folder = _cache_folder()
-    if folder is not None:
-        before, numba.config.CACHE_DIR = numba.config.CACHE_DIR, str(folder)
-        try:
+    if inner:
+        return dispatcher
+    with _cache_in_folder() as cached:
+        if cached:
             dispatcher.enable_caching()
-        finally:
-            numba.config.CACHE_DIR = before
     return dispatcher
+
+
+def export(symbol: str, signature: Any, function: Any) -> None:
+    """Compile a function of scalars and pointers now, and let kernels call it by the symbol."""
+    with _cache_in_folder() as cached:
+        compiled = numba.cfunc(signature, cache=cached, nopython=True, error_model="numpy")(function)
+    llvmlite.binding.add_symbol(symbol, compiled.address)
+    _exported[symbol] = compiled  # keeps the machine code alive
+
+
+@contextmanager
+def _cache_in_folder() -> Iterator[bool]:
+    """Numba's cache folder is ours while the block runs; False where there is none."""
+    folder = _cache_folder()
+    config: Any = numba.config
+    before = config.CACHE_DIR
+    try:
+        if folder is not None:
+            config.CACHE_DIR = str(folder)
+        yield folder is not None
+    finally:
+        config.CACHE_DIR = before
 
 
 def cache_root() -> Path:
@@ -65,6 +93,7 @@ def cache_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fastdc"
 
 
+_exported: dict[str, Any] = {}
 _folder: Path | None = None
 _folder_decided = False
 

@@ -4,7 +4,7 @@ LLVM vectorises plain loops well but never keeps a block of accumulators in regi
 ``gemm`` therefore emits that one inner loop itself: ``ROWS x VECTORS`` accumulators stay in registers while
 the reduction runs. It is as fast as a tuned BLAS on the tiles used here, it is serial (so it may run on any
 thread, beside torch's own pool), and its bits depend neither on the number of threads nor on the tile that an
-element falls into.
+element falls into. It is compiled once and called by name: inlined, it would be compiled again in every kernel.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, overload
 
-from fastdc.kernels._numba import jit
+from fastdc.kernels._numba import export, jit
 
 LANES = 64  # rows that a kernel treats at once, one a vector lane: a multiple of every vector width
 
@@ -42,69 +43,56 @@ INNER = 256  # terms of the reduction between two visits to the output: its oper
 
 def _make_tile(rows: int, vectors: int) -> Any:
     @intrinsic
-    def tile(typingctx, a, a_start, lda, b, b_start, ldb, out, out_start, ldo, inner, accumulate):  # type: ignore[no-untyped-def]
-        signature = types.void(
-            a, types.intp, types.intp, b, types.intp, types.intp, out, types.intp, types.intp
-        )
-        signature = types.void(*signature.args, types.intp, types.boolean)
+    def tile(typingctx, a, lda, b, ldb, out, ldo, inner, accumulate):
+        """out[:rows, :vectors] (+)= a[:rows, :inner] @ b[:inner, :vectors], from pointers to their first elements."""
+        signature = types.void(a, types.intp, b, types.intp, out, types.intp, types.intp, types.boolean)
 
-        def codegen(context, builder, sig, args):  # type: ignore[no-untyped-def]
-            a, a_start, lda, b, b_start, ldb, out, out_start, ldo, inner, accumulate = args
-            scalar = context.get_value_type(sig.args[6].dtype)
-            lanes = VECTOR_BYTES // (sig.args[6].dtype.bitwidth // 8)
+        def codegen(context, builder, sig, args):
+            a, lda, b, ldb, out, ldo, inner, accumulate = args
+            element = sig.args[4].dtype
+            scalar = context.get_value_type(element)
+            lanes = VECTOR_BYTES // (element.bitwidth // 8)
             vector = ir.VectorType(scalar, lanes)
             index = lambda i: ir.Constant(ir.IntType(64), i)  # noqa: E731
             at = lambda pointer, offset: builder.gep(pointer, [offset])  # noqa: E731
 
-            def data(array_type, value, start):  # type: ignore[no-untyped-def]
-                return at(context.make_array(array_type)(context, builder, value).data, start)
-
-            def load(pointer):  # type: ignore[no-untyped-def]
+            def load(pointer):
                 value = builder.load(builder.bitcast(pointer, vector.as_pointer()), typ=vector)
                 value.align = 4  # only the element's alignment is promised
                 return value
 
-            def store(value, pointer):  # type: ignore[no-untyped-def]
+            def store(value, pointer):
                 builder.store(value, builder.bitcast(pointer, vector.as_pointer())).align = 4
 
-            def broadcast(value):  # type: ignore[no-untyped-def]
+            def broadcast(value):
                 undefined = ir.Constant(vector, ir.Undefined)
                 first = builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
                 zeros = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
                 return builder.shuffle_vector(first, undefined, zeros)
 
-            name = f"llvm.fma.v{lanes}f{sig.args[6].dtype.bitwidth}"
+            name = f"llvm.fma.v{lanes}f{element.bitwidth}"
             fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
-            a_rows = [at(data(sig.args[0], a, a_start), builder.mul(index(i), lda)) for i in range(rows)]
-            b_data = data(sig.args[3], b, b_start)
-            out_data = data(sig.args[6], out, out_start)
-            out_tile = [
-                at(out_data, builder.add(builder.mul(index(i), ldo), index(v * lanes)))
-                for i in range(rows)
-                for v in range(vectors)
-            ]
+            a_rows = [at(a, builder.mul(index(i), lda)) for i in range(rows)]
+            places = [(i, v) for i in range(rows) for v in range(vectors)]
+            out_tile = [at(out, builder.add(builder.mul(index(i), ldo), index(v * lanes))) for i, v in places]
 
-            # for k in range(inner): sums[i][v] = fma(a[i, k], b[k, v], sums[i][v]), all sums in registers
+            # for k in range(inner): sums[i, v] = fma(a[i, k], b[k, v], sums[i, v]), all sums in registers
             entry = builder.block
             body = builder.append_basic_block("tile.body")
             after = builder.append_basic_block("tile.after")
-            zero = ir.Constant(vector, [0.0] * lanes)
             builder.branch(body)
             builder.position_at_end(body)
             k = builder.phi(ir.IntType(64))
             k.add_incoming(index(0), entry)
-            sums = [builder.phi(vector) for _ in out_tile]
-            b_row = at(b_data, builder.mul(k, ldb))
+            sums = [builder.phi(vector) for _ in places]
+            b_row = at(b, builder.mul(k, ldb))
             b_vectors = [load(at(b_row, index(v * lanes))) for v in range(vectors)]
-            updated = []
-            for i in range(rows):
-                factor = broadcast(builder.load(at(a_rows[i], k), typ=scalar))
-                for v in range(vectors):
-                    updated.append(builder.call(fma, [factor, b_vectors[v], sums[i * vectors + v]]))
+            factors = [broadcast(builder.load(at(row, k), typ=scalar)) for row in a_rows]
+            updated = [builder.call(fma, [factors[i], b_vectors[v], s]) for (i, v), s in zip(places, sums)]
             following = builder.add(k, index(1))
             k.add_incoming(following, body)
             for phi, value in zip(sums, updated):
-                phi.add_incoming(zero, entry)
+                phi.add_incoming(ir.Constant(vector, [0.0] * lanes), entry)
                 phi.add_incoming(value, body)
             builder.cbranch(builder.icmp_signed("<", following, inner), body, after)
 
@@ -129,16 +117,18 @@ _tile_one_vector = _make_tile(ROWS, 1)
 _tile_least = _make_tile(1, 1)
 
 
-@jit
-def gemm(a, b, out, accumulate):  # type: ignore[no-untyped-def]
-    """out (+)= a @ b for row-major a (m, inner), b (inner, n), out (m, n); n a multiple of 16; inner >= 1.
+@intrinsic
+def _at(typingctx, pointer, offset):
+    """pointer + offset, in elements."""
 
-    All three of one dtype, float32 or float64. Each element of out is one chain of fused multiply-adds in the
-    order of the reduction (restarted every ``INNER`` terms), whatever tile it falls into.
-    """
-    m, inner = a.shape
-    n = b.shape[1]
-    lanes = VECTOR_BYTES // out.itemsize
+    def codegen(context, builder, signature, args):
+        return builder.gep(args[0], [args[1]])
+
+    return pointer(pointer, types.intp), codegen
+
+
+def _product(a, b, out, m, inner, n, lanes, accumulate):
+    """out (+)= a @ b for row-major a (m, inner), b (inner, n), out (m, n)."""
     for first in range(0, inner, INNER):
         terms = min(INNER, inner - first)
         add = accumulate or first > 0
@@ -147,48 +137,82 @@ def gemm(a, b, out, accumulate):  # type: ignore[no-untyped-def]
             wide = column + VECTORS * lanes <= n
             row = 0
             while row < m:
-                a_at = row * inner + first
-                b_at = first * n + column
-                out_at = row * n + column
+                a_at = _at(a, row * inner + first)
+                b_at = _at(b, first * n + column)
+                out_at = _at(out, row * n + column)
                 if row + ROWS <= m:
                     if wide:
-                        _tile(a, a_at, inner, b, b_at, n, out, out_at, n, terms, add)
+                        _tile(a_at, inner, b_at, n, out_at, n, terms, add)
                     else:
-                        _tile_one_vector(a, a_at, inner, b, b_at, n, out, out_at, n, terms, add)
+                        _tile_one_vector(a_at, inner, b_at, n, out_at, n, terms, add)
                     row += ROWS
                 else:
                     if wide:
-                        _tile_one_row(a, a_at, inner, b, b_at, n, out, out_at, n, terms, add)
+                        _tile_one_row(a_at, inner, b_at, n, out_at, n, terms, add)
                     else:
-                        _tile_least(a, a_at, inner, b, b_at, n, out, out_at, n, terms, add)
+                        _tile_least(a_at, inner, b_at, n, out_at, n, terms, add)
                     row += 1
             column += VECTORS * lanes if wide else lanes
 
 
+_SYMBOLS = {types.float32: "fastdc_gemm_float32", types.float64: "fastdc_gemm_float64"}
+for _element, _symbol in _SYMBOLS.items():
+    _pointer = types.CPointer(_element)
+    export(
+        _symbol,
+        types.void(_pointer, _pointer, _pointer, types.intp, types.intp, types.intp, types.intp, types.boolean),
+        _product,
+    )
+
+
 @intrinsic
-def _bits_of(typingctx, x):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def gemm(typingctx, a, b, out, accumulate):
+    """gemm(a, b, out, accumulate) inside kernels: out (+)= a @ b.
+
+    Row-major a (m, inner), b (inner, n), out (m, n) of one dtype, float32 or float64; n a multiple of 16, inner
+    at least 1. Each element of out is one chain of fused multiply-adds in the order of the reduction (restarted
+    every ``INNER`` terms), whatever tile it falls into.
+    """
+    if not (a.dtype == b.dtype == out.dtype and out.dtype in _SYMBOLS):
+        raise TypingError(f"gemm needs three arrays of one dtype, float32 or float64, got {a}, {b} and {out}")
+
+    def codegen(context, builder, signature, args):
+        arrays = [context.make_array(t)(context, builder, v) for t, v in zip(signature.args[:3], args)]
+        (m, inner), (_, n) = (cgutils.unpack_tuple(builder, array.shape) for array in arrays[:2])
+        lanes = ir.Constant(m.type, VECTOR_BYTES // (signature.args[2].dtype.bitwidth // 8))
+        arguments = [*(array.data for array in arrays), m, inner, n, lanes, builder.zext(args[3], ir.IntType(8))]
+        function_type = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+        symbol = _SYMBOLS[signature.args[2].dtype]
+        builder.call(cgutils.get_or_insert_function(builder.module, function_type, symbol), arguments)
+        return context.get_dummy_value()
+
+    return types.void(a, b, out, types.boolean), codegen
+
+
+@intrinsic
+def lowest_bit(typingctx, mask):
+    """Position of the lowest bit set in a uint64 other than zero."""
+
+    def codegen(context, builder, signature, args):
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.intp(types.uint64), codegen
+
+
+@intrinsic
+def _bits_of(typingctx, x):
+    def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.IntType(32))
 
     return types.int32(types.float32), codegen
 
 
 @intrinsic
-def _float_of(typingctx, bits):  # type: ignore[no-untyped-def]
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
+def _float_of(typingctx, bits):
+    def codegen(context, builder, signature, args):
         return builder.bitcast(args[0], ir.FloatType())
 
     return types.float32(types.int32), codegen
-
-
-@intrinsic
-def lowest_bit(typingctx, mask):  # type: ignore[no-untyped-def]
-    """Position of the lowest bit set in a uint64 other than zero."""
-
-    def codegen(context, builder, signature, args):  # type: ignore[no-untyped-def]
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.intp(types.uint64), codegen
 
 
 _f = np.float32
@@ -203,7 +227,7 @@ _UPPER_HALF = np.int32(-4096)  # mask of a float32's sign, exponent and first 11
 
 
 @jit(inline=True)
-def _split_log2(x):  # type: ignore[no-untyped-def]
+def _split_log2(x):
     """log2(x) as an integer and a remainder in [-1/2, 1/2]; x = 2**e * m with m in [sqrt(1/2), sqrt(2))."""
     shifted = _bits_of(x) - _SQRT_HALF_BITS
     e = _f(shifted >> np.int32(23))
@@ -214,13 +238,13 @@ def _split_log2(x):  # type: ignore[no-untyped-def]
 
 
 @jit(inline=True)
-def _log2_float32(x):  # type: ignore[no-untyped-def]
+def _log2_float32(x):
     e, remainder = _split_log2(x)
     return e + remainder
 
 
 @jit(inline=True)
-def _power_float32(x, y):  # type: ignore[no-untyped-def]
+def _power_float32(x, y):
     e, remainder = _split_log2(x)
     # y e must lose nothing where it is large: the upper half of y times e is exact
     upper = _float_of(_bits_of(y) & _UPPER_HALF)
@@ -244,14 +268,14 @@ def power(x: Any, y: Any) -> Any:
 
 
 @overload(log2, inline="never")
-def _log2(x):  # type: ignore[no-untyped-def]
+def _log2(x):
     if x == types.float32:
         return lambda x: _log2_float32(x)
     return lambda x: math.log2(max(x, 5e-324)) if x == x else x
 
 
 @overload(power, inline="never")
-def _power(x, y):  # type: ignore[no-untyped-def]
+def _power(x, y):
     if x == types.float32:
         return lambda x, y: _power_float32(x, y)
     return lambda x, y: x**y

@@ -69,8 +69,8 @@ def padded(n_features: int) -> int:
     return -(-n_features // PADDING) * PADDING
 
 
-@jit(reassociate=True)
-def load_rows(x, centers, scratch):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def load_rows(x, centers, scratch):
     """Up to 64 rows x (m, n_features) into the scratch; lanes without a row repeat the last one."""
     m, n_features = x.shape
     columns, rows, shift = scratch.columns, scratch.rows, centers.shift
@@ -87,8 +87,8 @@ def load_rows(x, centers, scratch):  # type: ignore[no-untyped-def]
             columns[d, lane] = rows[lane, d]
 
 
-@jit(reassociate=True)
-def sq_distance_tile(x, centers, scratch, out):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def sq_distance_tile(x, centers, scratch, out):
     """out (n_clusters, 64): squared distances of the loaded rows x to each center; fills scratch.near."""
     sq_norms, near = scratch.sq_norms, scratch.near
     n_clusters, n_features = centers.raw.shape
@@ -110,8 +110,8 @@ def sq_distance_tile(x, centers, scratch, out):  # type: ignore[no-untyped-def]
         near[j] = _redo_near(x, centers.raw[j], sq_norms, center_norm, tile) if some_near else np.uint64(0)
 
 
-@jit(reassociate=True)
-def _redo_near(x, center, sq_norms, center_norm, tile):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _redo_near(x, center, sq_norms, center_norm, tile):
     """Squared distances to one center by differences, where the product lost digits; their mask."""
     share = x.dtype.type(NEAR)
     mask = np.uint64(0)
@@ -131,8 +131,8 @@ def _redo_near(x, center, sq_norms, center_norm, tile):  # type: ignore[no-untyp
     return mask
 
 
-@jit(reassociate=True)
-def _by_differences(columns, centers, out):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _by_differences(columns, centers, out):
     n_clusters, n_features = centers.shape
     zero = out.dtype.type(0)
     for j in range(n_clusters):
@@ -147,8 +147,8 @@ def _by_differences(columns, centers, out):  # type: ignore[no-untyped-def]
                 tile[lane] += difference * difference
 
 
-@jit(reassociate=True)
-def gradient_tile(x, centers, scratch, weights, grad_columns, grad_x, grad_centers):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def gradient_tile(x, centers, scratch, weights, grad_columns, grad_x, grad_centers):
     """Sums of w_jl (x_l - c_j): over centers into grad_x (m, n_features), over rows added to grad_centers.
 
     ``weights`` (n_clusters, 64) are zero in lanes without a row; those of near pairs become zero on the way.
@@ -173,8 +173,8 @@ def gradient_tile(x, centers, scratch, weights, grad_columns, grad_x, grad_cente
                 grad_x[lane, d] = grad_columns[d, lane]
 
 
-@jit(reassociate=True)
-def _grad_rows_by_product(centers, scratch, weights, grad_columns, some_near):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _grad_rows_by_product(centers, scratch, weights, grad_columns, some_near):
     total = np.zeros(LANES, weights.dtype)
     for j in range(weights.shape[0]):
         for lane in range(LANES):
@@ -188,8 +188,8 @@ def _grad_rows_by_product(centers, scratch, weights, grad_columns, some_near):  
     gemm(centers.negative_columns, weights, grad_columns, True)
 
 
-@jit(reassociate=True)
-def _grad_centers_by_product(centers, scratch, weights, grad_centers):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _grad_centers_by_product(centers, scratch, weights, grad_centers):
     n_clusters, n_features = centers.raw.shape
     for j in range(n_clusters):
         total = weights.dtype.type(0)
@@ -200,8 +200,8 @@ def _grad_centers_by_product(centers, scratch, weights, grad_centers):  # type: 
     gemm(weights, scratch.rows, grad_centers, True)
 
 
-@jit(reassociate=True)
-def _grad_near(x, centers, scratch, weights, need_x, grad_centers):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _grad_near(x, centers, scratch, weights, need_x, grad_centers):
     """Near pairs by differences: into scratch.near_gradient and grad_centers. Whether there were any."""
     gradient = scratch.near_gradient
     some_near = False
@@ -225,8 +225,8 @@ def _grad_near(x, centers, scratch, weights, need_x, grad_centers):  # type: ign
     return some_near
 
 
-@jit(reassociate=True)
-def _grad_rows_by_differences(columns, centers, weights, grad_columns):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _grad_rows_by_differences(columns, centers, weights, grad_columns):
     n_clusters, n_features = centers.shape
     zero = columns.dtype.type(0)
     for d in range(n_features):
@@ -241,8 +241,8 @@ def _grad_rows_by_differences(columns, centers, weights, grad_columns):  # type:
                 gradient[lane] += weight[lane] * (column[lane] - coordinate)
 
 
-@jit(reassociate=True)
-def _grad_centers_by_differences(columns, centers, weights, grad_centers):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _grad_centers_by_differences(columns, centers, weights, grad_centers):
     n_clusters, n_features = centers.shape
     for j in range(n_clusters):
         weight = weights[j]

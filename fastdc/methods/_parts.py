@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
+from fastdc.cluster import KMeans
 from fastdc.kernels.student_t import dec_loss, target_distribution
 from fastdc.networks import Centroids
 from fastdc.training import Batch, Record, Term, Trainer
@@ -85,7 +86,8 @@ class Initialise:
     n_init: int
 
     def run(self, trainer: Trainer) -> None:
-        self.head.place(_kmeans_centers(trainer.embed(), len(self.head.centers), self.n_init, trainer.seed))
+        kmeans = KMeans(len(self.head.centers), n_init=self.n_init, random_state=trainer.seed)
+        self.head.place(kmeans.fit(trainer.embed()).cluster_centers_)
 
 
 @dataclass
@@ -100,10 +102,3 @@ class LabelChange:
 
     def __call__(self, measured: Record) -> bool:
         return measured["label_change"] <= self.tol
-
-
-def _kmeans_centers(z: Tensor, n_clusters: int, n_init: int, seed: int) -> Tensor:
-    from sklearn.cluster import KMeans
-
-    found: Any = KMeans(n_clusters, n_init=n_init, random_state=seed % 2**32).fit(z.cpu().numpy())
-    return torch.from_numpy(found.cluster_centers_).to(z)

@@ -46,9 +46,7 @@ def _register_assign(backend: str) -> Any:
         need_x: bool,
         need_centers: bool,
     ) -> tuple[Tensor, Tensor]:
-        return _kernels(backend).student_t_assign_backward(
-            x, centers, grad_q, alpha, precision, need_x, need_centers
-        )
+        return _kernels(backend).student_t_assign_backward(x, centers, grad_q, alpha, precision, need_x, need_centers)
 
     @assign_backward.register_fake
     def _(
@@ -60,9 +58,7 @@ def _register_assign(backend: str) -> Any:
         need_x: bool,
         need_centers: bool,
     ) -> tuple[Tensor, Tensor]:
-        return x.new_empty(x.shape if need_x else (0,)), centers.new_empty(
-            centers.shape if need_centers else (0,)
-        )
+        return x.new_empty(x.shape if need_x else (0,)), centers.new_empty(centers.shape if need_centers else (0,))
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         x, centers, ctx.alpha, ctx.precision = inputs
@@ -71,9 +67,7 @@ def _register_assign(backend: str) -> Any:
     def backward(ctx: Any, grad_q: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         x, centers = ctx.saved_tensors
         need_x, need_centers = ctx.needs_input_grad[:2]
-        grad_x, grad_centers = assign_backward(
-            x, centers, grad_q, ctx.alpha, ctx.precision, need_x, need_centers
-        )
+        grad_x, grad_centers = assign_backward(x, centers, grad_q, ctx.alpha, ctx.precision, need_x, need_centers)
         return grad_x if need_x else None, grad_centers if need_centers else None, None, None
 
     assign.register_autograd(backward, setup_context=setup_context)
@@ -160,9 +154,7 @@ def _register_dec_loss(backend: str) -> Any:
     def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
         if grad_loss is None:
             return (None,) * 10
-        gradients = hand_out(
-            ctx, grad_loss, ctx.saved_tensors[:2], lambda: loss(*ctx.saved_tensors, *ctx.options)[1:]
-        )
+        gradients = hand_out(ctx, grad_loss, ctx.saved_tensors[:2], lambda: loss(*ctx.saved_tensors, *ctx.options)[1:])
         return (*gradients, None, None, None, None, None, None, None, None)
 
     loss.register_autograd(backward, setup_context=setup_context)

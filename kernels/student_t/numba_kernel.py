@@ -29,9 +29,7 @@ def student_t_assign(x: Tensor, centers: Tensor, alpha: float, precision: str) -
     q_rows = q.numpy()
 
     def work(worker: int, start: int, stop: int) -> None:
-        tiles.assign_block(
-            job.rows[start:stop], job.centers, job.scratch[worker], job.alpha, q_rows[start:stop]
-        )
+        tiles.assign_block(job.rows[start:stop], job.centers, job.scratch[worker], job.alpha, q_rows[start:stop])
 
     run_blocks(job.n, job.block, work)
     return q
@@ -266,7 +264,5 @@ class _Gradients:
             tiles.subtract_and_clear(self.partial[worker], self.total)
 
     def result(self) -> tuple[Tensor, Tensor]:
-        grad_centers = (
-            torch.from_numpy(self.total).to(self.job.torch_dtype) if self.need_centers else torch.empty(0)
-        )
+        grad_centers = torch.from_numpy(self.total).to(self.job.torch_dtype) if self.need_centers else torch.empty(0)
         return self.grad_x, grad_centers.to(self.job.torch_dtype)

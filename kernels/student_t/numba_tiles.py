@@ -31,7 +31,7 @@ class Scratch(NamedTuple):
 
 
 @jit
-def assign_block(x, centers, scratch, alpha, q_out):  # type: ignore[no-untyped-def]
+def assign_block(x, centers, scratch, alpha, q_out):
     """q of rows x (m, d) into q_out (m, k)."""
     for start in range(0, x.shape[0], LANES):
         part = x[start : start + LANES]
@@ -42,7 +42,7 @@ def assign_block(x, centers, scratch, alpha, q_out):  # type: ignore[no-untyped-
 
 
 @jit
-def frequency_block(x, centers, scratch, alpha, frequency):  # type: ignore[no-untyped-def]
+def frequency_block(x, centers, scratch, alpha, frequency):
     """Sum of q over rows x, into frequency (k,) float64."""
     frequency[:] = 0.0
     for start in range(0, x.shape[0], LANES):
@@ -51,8 +51,8 @@ def frequency_block(x, centers, scratch, alpha, frequency):  # type: ignore[no-u
         _add_frequency(scratch.q, frequency)
 
 
-@jit(reassociate=True)
-def _add_frequency(q, frequency):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _add_frequency(q, frequency):
     for j in range(q.shape[0]):
         total = q.dtype.type(0)
         for lane in range(LANES):
@@ -61,7 +61,7 @@ def _add_frequency(q, frequency):  # type: ignore[no-untyped-def]
 
 
 @jit
-def statistics_block(x, centers, scratch, alpha, out, frequency):  # type: ignore[no-untyped-def]
+def statistics_block(x, centers, scratch, alpha, out, frequency):
     """labels, confidence and entropy of rows x into out; sum of q into frequency (k,)."""
     labels, confidence, entropy = out
     frequency[:] = 0.0
@@ -86,8 +86,8 @@ def statistics_block(x, centers, scratch, alpha, out, frequency):  # type: ignor
         _add_frequency(scratch.q, frequency)
 
 
-@jit
-def _nearest(sq_dists, nearest, smallest):  # type: ignore[no-untyped-def]
+@jit(inner=True)
+def _nearest(sq_dists, nearest, smallest):
     """Index of the smallest entry over centers; of equals the lowest."""
     for lane in range(LANES):
         nearest[lane] = 0
@@ -99,8 +99,8 @@ def _nearest(sq_dists, nearest, smallest):  # type: ignore[no-untyped-def]
             smallest[lane] = sq_dists[j, lane] if closer else smallest[lane]
 
 
-@jit(reassociate=True)
-def _entropy(q, largest, entropy):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _entropy(q, largest, entropy):
     """Largest q and -sum q ln q of each lane."""
     zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
     for lane in range(LANES):
@@ -113,16 +113,16 @@ def _entropy(q, largest, entropy):  # type: ignore[no-untyped-def]
             entropy[lane] -= value * log2(value) * ln2
 
 
-@jit
-def _assign_tile(x, centers, scratch, alpha):  # type: ignore[no-untyped-def]
+@jit(inner=True)
+def _assign_tile(x, centers, scratch, alpha):
     """scratch.q: soft assignment of up to 64 rows; zero in lanes without a row."""
     load_rows(x, centers, scratch.rows)
     sq_distance_tile(x, centers, scratch.rows, scratch.q)
     _normalise_tile(x.shape[0], scratch, alpha)
 
 
-@jit(reassociate=True)
-def _normalise_tile(m, scratch, alpha):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _normalise_tile(m, scratch, alpha):
     """Squared distances in scratch.q become soft assignments; fills mass and, for alpha != 1, slope."""
     q, slope, mass = scratch.q, scratch.slope, scratch.mass
     zero, one = q.dtype.type(0), q.dtype.type(1)
@@ -144,8 +144,8 @@ def _normalise_tile(m, scratch, alpha):  # type: ignore[no-untyped-def]
             tile[lane] *= factor[lane]
 
 
-@jit(reassociate=True)
-def _general_kernel(q, slope, inverse_alpha, exponent, largest):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _general_kernel(q, slope, inverse_alpha, exponent, largest):
     """(1 + d^2/alpha)^-exponent relative to the nearest center's, so that nothing underflows."""
     zero, one = q.dtype.type(0), q.dtype.type(1)
     steepest = np.full(LANES, zero, q.dtype)
@@ -160,7 +160,7 @@ def _general_kernel(q, slope, inverse_alpha, exponent, largest):  # type: ignore
 
 
 @jit(inline=True)
-def _add(total, lost, lane, value):  # type: ignore[no-untyped-def]
+def _add(total, lost, lane, value):
     """Compensated sum: an error common to a row's q would not cancel in p - q, and one large q hides small ones."""
     corrected = value - lost[lane]
     larger = total[lane] + corrected
@@ -168,8 +168,8 @@ def _add(total, lost, lane, value):  # type: ignore[no-untyped-def]
     total[lane] = larger
 
 
-@jit
-def _sum_centers(tile, total):  # type: ignore[no-untyped-def]
+@jit(inner=True)
+def _sum_centers(tile, total):
     """Sum over centers of each lane."""
     lost = np.zeros(LANES, tile.dtype)
     for lane in range(LANES):
@@ -180,7 +180,7 @@ def _sum_centers(tile, total):  # type: ignore[no-untyped-def]
 
 
 @jit(reassociate=True)
-def column_sums(q, total):  # type: ignore[no-untyped-def]
+def column_sums(q, total):
     """Sum over rows of q (m, k) into total (k,) float64."""
     total[:] = 0.0
     for i in range(q.shape[0]):
@@ -189,7 +189,7 @@ def column_sums(q, total):  # type: ignore[no-untyped-def]
 
 
 @jit(reassociate=True)
-def target_block(q, gain, exponent, p):  # type: ignore[no-untyped-def]
+def target_block(q, gain, exponent, p):
     """p ~ q^exponent * gain, rows summing to one; q and p (m, k)."""
     zero, one, typed = q.dtype.type(0), q.dtype.type(1), q.dtype.type(exponent)
     for i in range(q.shape[0]):
@@ -213,7 +213,7 @@ def target_block(q, gain, exponent, p):  # type: ignore[no-untyped-def]
 
 
 @jit
-def assign_backward_block(x, centers, scratch, alpha, grad_q, grad_x, grad_centers):  # type: ignore[no-untyped-def]
+def assign_backward_block(x, centers, scratch, alpha, grad_q, grad_x, grad_centers):
     """Gradients of sum(grad_q * q) for rows x; grad_q (m, k). A gradient of no rows is not wanted."""
     weights = np.empty(scratch.q.shape, x.dtype)
     for start in range(0, x.shape[0], LANES):
@@ -222,13 +222,11 @@ def assign_backward_block(x, centers, scratch, alpha, grad_q, grad_x, grad_cente
         _assign_tile(part, centers, scratch, alpha)
         _transpose(grad_q[start:stop], weights)
         _assign_weights(scratch, alpha, weights)
-        gradient_tile(
-            part, centers, scratch.rows, weights, scratch.gradient, grad_x[start:stop], grad_centers
-        )
+        gradient_tile(part, centers, scratch.rows, weights, scratch.gradient, grad_x[start:stop], grad_centers)
 
 
-@jit
-def _transpose(rows, columns):  # type: ignore[no-untyped-def]
+@jit(inner=True)
+def _transpose(rows, columns):
     """rows (m, k) into columns (k, 64); zero in lanes without a row."""
     m = rows.shape[0]
     for lane in range(LANES):
@@ -236,8 +234,8 @@ def _transpose(rows, columns):  # type: ignore[no-untyped-def]
             columns[j, lane] = rows[lane, j] if lane < m else rows.dtype.type(0)
 
 
-@jit
-def _assign_weights(scratch, alpha, weights):  # type: ignore[no-untyped-def]
+@jit(inner=True)
+def _assign_weights(scratch, alpha, weights):
     """Output gradients in weights become those of d^2/2: -(alpha+1)/alpha slope q (g - sum q g)."""
     q, slope, mass = scratch.q, scratch.slope, scratch.mass
     factor = q.dtype.type(-(alpha + 1.0) / alpha)
@@ -257,7 +255,7 @@ def _assign_weights(scratch, alpha, weights):  # type: ignore[no-untyped-def]
 
 
 @jit
-def loss_block(x, centers, scratch, alpha, target, grad_x, grad_centers):  # type: ignore[no-untyped-def]
+def loss_block(x, centers, scratch, alpha, target, grad_x, grad_centers):
     """Sum of KL(p_i || q_i) over rows x, float64; their gradients; grad_centers (k, padded) is added to.
 
     target: (source, p (m, k), target_x (m, d'), target centers, target scratch, gain (k,), exponent,
@@ -282,14 +280,12 @@ def loss_block(x, centers, scratch, alpha, target, grad_x, grad_centers):  # typ
         for lane in range(part.shape[0]):
             total += loss[lane]
         if grad_x.shape[0] > 0 or grad_centers.shape[0] > 0:
-            gradient_tile(
-                part, centers, scratch.rows, scratch.q, scratch.gradient, grad_x[start:stop], grad_centers
-            )
+            gradient_tile(part, centers, scratch.rows, scratch.q, scratch.gradient, grad_x[start:stop], grad_centers)
     return total
 
 
-@jit
-def _target_mass(q, gain, exponent, inverse):  # type: ignore[no-untyped-def]
+@jit(inner=True)
+def _target_mass(q, gain, exponent, inverse):
     """1 / sum_j q^exponent gain of each lane; zero in lanes without a row."""
     zero, one, typed = q.dtype.type(0), q.dtype.type(1), q.dtype.type(exponent)
     lost = np.zeros(LANES, q.dtype)
@@ -307,8 +303,8 @@ def _target_mass(q, gain, exponent, inverse):  # type: ignore[no-untyped-def]
         inverse[lane] = one / inverse[lane] if inverse[lane] != zero else zero
 
 
-@jit(reassociate=True)
-def _sharpen(q, gain, exponent):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _sharpen(q, gain, exponent):
     """q becomes p ~ q^exponent gain in place."""
     typed = q.dtype.type(exponent)
     inverse = np.empty(LANES, q.dtype)
@@ -321,8 +317,8 @@ def _sharpen(q, gain, exponent):  # type: ignore[no-untyped-def]
             q[j, lane] = raised * weight * inverse[lane]
 
 
-@jit(reassociate=True)
-def _own_target(scratch, alpha, gain, exponent, scale, loss):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _own_target(scratch, alpha, gain, exponent, scale, loss):
     """P from q itself. q in scratch becomes the weights of the gradient; loss of each lane."""
     q, slope, mass = scratch.q, scratch.slope, scratch.mass
     zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
@@ -344,8 +340,8 @@ def _own_target(scratch, alpha, gain, exponent, scale, loss):  # type: ignore[no
             tile[lane] = factor * (p - value) * (value * mass[lane] if alpha == 1.0 else slope[j, lane])
 
 
-@jit(reassociate=True)
-def _given_target(scratch, alpha, p, scale, loss):  # type: ignore[no-untyped-def]
+@jit(inner=True, reassociate=True)
+def _given_target(scratch, alpha, p, scale, loss):
     """P in a tile, its rows of any sum. q in scratch becomes the weights of the gradient."""
     q, slope, mass = scratch.q, scratch.slope, scratch.mass
     zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
@@ -361,14 +357,15 @@ def _given_target(scratch, alpha, p, scale, loss):  # type: ignore[no-untyped-de
             value, wanted = tile[lane], p[j, lane]
             loss[lane] += wanted * log2(wanted / max(value, tiny)) * ln2
             tile[lane] = (
-                factor
-                * (wanted - total[lane] * value)
-                * (value * mass[lane] if alpha == 1.0 else slope[j, lane])
+                factor * (wanted - total[lane] * value) * (value * mass[lane] if alpha == 1.0 else slope[j, lane])
             )
+    for lane in range(LANES):
+        if not mass[lane] > zero:  # NaN: neither log2 nor max would say so
+            loss[lane] = mass[lane]
 
 
 @jit
-def subtract_and_clear(partial, total):  # type: ignore[no-untyped-def]
+def subtract_and_clear(partial, total):
     """total (k, d) float64 -= partial (k, padded); partial becomes zero."""
     for j in range(total.shape[0]):
         for d in range(total.shape[1]):

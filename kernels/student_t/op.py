@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdc.kernels import _checks
 from fastdc.kernels._autograd import refuse_transforms
 from fastdc.kernels._backend import choose
-from fastdc.kernels import _checks
 from fastdc.kernels._checks import (
     check_centers,
     check_labels,
@@ -365,7 +365,7 @@ def dec_loss(
     constants = [None if t is None else t.detach() for t in (target, target_x, target_centers, frequency)]
     divisor = float(x.shape[0]) if reduction == "mean" else 1.0
     if name == "reference":
-        return dec_loss_reference(x, centers, *constants, alpha, power, frequency_power) / divisor
+        return dec_loss_reference(x, centers, constants, alpha, power, frequency_power) / divisor
     refuse_transforms("dec_loss", x, centers)
     grad_mode = torch.is_grad_enabled()
     loss, _, _ = custom_ops.DEC_LOSS[name](
@@ -408,17 +408,13 @@ def _check_target(
                 f"of centers, got {tuple(target.shape)}"
             )
     if (target_x is None) != (target_centers is None) or (target_x is not None and frequency is None):
-        raise ValueError(
-            "target_x, target_centers and frequency go together; give all three, or frequency alone"
-        )
+        raise ValueError("target_x, target_centers and frequency go together; give all three, or frequency alone")
     if target_x is not None and target_centers is not None:
         check_points(target_x, "target_x")
         check_same_device(target_x, x, "target_x")
         check_centers(target_centers, target_x, "target_centers", "target_x")
         if target_x.shape[0] != x.shape[0]:
-            raise ValueError(
-                f"target_x has {target_x.shape[0]} rows but x has {x.shape[0]}; they are the same rows"
-            )
+            raise ValueError(f"target_x has {target_x.shape[0]} rows but x has {x.shape[0]}; they are the same rows")
         if target_centers.shape[0] != n_clusters:
             raise ValueError(
                 f"target_centers has {target_centers.shape[0]} rows but centers has {n_clusters}; P and Q need the "

@@ -5,6 +5,8 @@ Byte counts are for n rows, k centers, d features and s bytes a number.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -32,9 +34,7 @@ def student_t_assign_reference(x: Tensor, centers: Tensor, alpha: float) -> Tens
     return torch.softmax(log_kernel_reference(sq_dists_reference(x, centers), alpha), dim=1)  # moves 2 n k s
 
 
-def target_distribution_reference(
-    q: Tensor, frequency: Tensor | None, power: float, frequency_power: float
-) -> Tensor:
+def target_distribution_reference(q: Tensor, frequency: Tensor | None, power: float, frequency_power: float) -> Tensor:
     """p proportional to q^power / f^frequency_power, rows summing to one; a cluster with f = 0 gets p = 0."""
     frequency = q.sum(dim=0) if frequency is None else frequency.to(q)  # reads n k s
     scale = frequency.sum() / frequency.numel()  # p does not depend on the scale of f
@@ -47,15 +47,13 @@ def target_distribution_reference(
 def dec_loss_reference(
     x: Tensor,
     centers: Tensor,
-    target: Tensor | None,
-    target_x: Tensor | None,
-    target_centers: Tensor | None,
-    frequency: Tensor | None,
+    constants: Sequence[Tensor | None],
     alpha: float,
     power: float,
     frequency_power: float,
 ) -> Tensor:
-    """Sum over rows of KL(p_i || q_i), p a constant."""
+    """Sum over rows of KL(p_i || q_i), p a constant; constants: target, target_x, target_centers, frequency."""
+    target, target_x, target_centers, frequency = constants
     log_kernel = log_kernel_reference(sq_dists_reference(x, centers), alpha)
     log_q = torch.log_softmax(log_kernel, dim=1)  # moves 2 n k s
     with torch.no_grad():
