@@ -43,7 +43,8 @@ def jit(function: Any = None, *, reassociate: bool = False, inline: bool = False
     if function is None:
         return lambda f: jit(f, reassociate=reassociate, inline=inline, inner=inner)
     inner = inner or inline
-    dispatcher = numba.njit(
+    njit: Any = numba.njit  # its annotations lack the wrappers' options
+    dispatcher = njit(
         nogil=True,
         error_model="numpy",
         fastmath=set(REASSOCIATE) if reassociate else False,
@@ -62,7 +63,7 @@ def jit(function: Any = None, *, reassociate: bool = False, inline: bool = False
 def export(symbol: str, signature: Any, function: Any) -> None:
     """Compile a function of scalars and pointers now, and let kernels call it by the symbol."""
     with _cache_in_folder() as cached:
-        compiled = numba.cfunc(signature, cache=cached, nopython=True, error_model="numpy")(function)
+        compiled = numba.cfunc(signature, cache=cached, error_model="numpy")(function)
     llvmlite.binding.add_symbol(symbol, compiled.address)
     _exported[symbol] = compiled  # keeps the machine code alive
 
