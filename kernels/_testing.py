@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,13 +25,19 @@ class Compiled(NamedTuple):
     """What one kernel takes on a chip."""
 
     registers: int  # of a thread
-    spills: int  # bytes of stack (NVIDIA) or spilled registers (AMD) of a thread
+    spills: int  # bytes of registers stored (NVIDIA), or registers (AMD), of a thread
     shared_bytes: int  # of a program
     uses_matrix_units: bool
 
 
 def cross_compile(
-    kernel: Any, types: Mapping[str, str], constants: Mapping[str, Any], chip: str, **options: Any
+    kernel: Any,
+    types: Mapping[str, str],
+    constants: Mapping[str, Any],
+    chip: str,
+    *,
+    aligned: Collection[str] = (),
+    **options: Any,
 ) -> Compiled:
     """Build a Triton kernel for a chip of ``TARGETS``; needs no GPU, but a process without TRITON_INTERPRET.
 
@@ -39,8 +45,9 @@ def cross_compile(
     ----------
     kernel : the function under ``@triton.jit``
     types : mapping of each runtime argument to its type, such as ``"*fp32"`` or ``"i32"``
-    constants : mapping of each constexpr argument to its value
+    constants : mapping of each constexpr argument to its value; arguments that are 1 belong here too
     chip : {"sm_80", "sm_90", "sm_100", "gfx942"}
+    aligned : names of the pointers and integers that are multiples of 16, which the compiler makes use of
     **options : num_warps, num_stages
     """
     import triton
@@ -48,7 +55,9 @@ def cross_compile(
     from triton.compiler import ASTSource
 
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
-    source = ASTSource(kernel, signature=signature, constexprs=dict(constants))
+    places = [i for i, name in enumerate(kernel.arg_names) if name in aligned and name not in constants]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in places}
+    source = ASTSource(kernel, signature=signature, constexprs=dict(constants), attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[chip]), options=options)
     if chip.startswith("gfx"):
         assembly = compiled.asm["amdgcn"]
@@ -56,18 +65,29 @@ def cross_compile(
         spills = _numbers(r"\.vgpr_spill_count:\s*(\d+)", assembly)
     else:
         assembly = compiled.asm["ptx"]
-        usage = _resource_usage(Path(triton.__file__).parent, compiled.asm["cubin"])
+        usage = _run_on(compiled.asm["cubin"], "cuobjdump", "--dump-resource-usage")
         registers = _numbers(r"REG:(\d+)", usage)
-        spills = _numbers(r"(?:STACK|LOCAL):(\d+)", usage)
+        spills = [0]
+        if any(_numbers(r"(?:STACK|LOCAL):(\d+)", usage)):  # a stack may hold other things than spilled registers
+            assembler = "ptxas-blackwell" if TARGETS[chip][1] >= 100 else "ptxas"
+            architecture = re.findall(r"\.target\s+(\w+)", assembly)[0]
+            report = _run_on(
+                assembly.encode(), assembler, "-v", f"--gpu-name={architecture}", "--output-file=/dev/null"
+            )
+            spills = _numbers(r"(\d+) bytes spill stores", report)
     return Compiled(max(registers), sum(spills), compiled.metadata.shared, bool(_MATRIX_INSTRUCTIONS.search(assembly)))
 
 
-def _resource_usage(triton_home: Path, cubin: bytes) -> str:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+def _run_on(content: bytes, tool: str, *options: str) -> str:
+    """What one of NVIDIA's tools that Triton ships prints about a file of this content."""
+    import triton
+
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content)
         file.flush()
-        command = [str(triton_home / "backends/nvidia/bin/cuobjdump"), "--dump-resource-usage", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+        done = subprocess.run([str(path), *options, file.name], capture_output=True, text=True, check=True)
+        return done.stdout + done.stderr
 
 
 def _numbers(pattern: str, text: str) -> list[int]:

@@ -5,7 +5,7 @@ Choices follow from numbers that describe a chip, never from its name.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -21,10 +21,10 @@ class Chip(NamedTuple):
     """The numbers of a GPU that launch choices look at."""
 
     n_processors: int
-    lanes: int  # threads of a warp: 32 on NVIDIA, 64 on AMD's CDNA
+    capability: int  # NVIDIA's compute capability times ten; 0 on AMD
 
 
-INTERPRETER = Chip(n_processors=2, lanes=32)
+INTERPRETER = Chip(n_processors=2, capability=90)
 
 
 class Launch(NamedTuple):
@@ -41,8 +41,11 @@ def chip_of(x: Tensor) -> Chip:
     """The chip that holds x; Triton's interpreter for CPU tensors."""
     if x.device.type != "cuda":
         return INTERPRETER
-    properties: Any = torch.cuda.get_device_properties(x.device)
-    return Chip(properties.multi_processor_count, getattr(properties, "warp_size", 32))
+    n_processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+    if torch.version.hip:
+        return Chip(n_processors, 0)
+    major, minor = torch.cuda.get_device_capability(x.device)
+    return Chip(n_processors, 10 * major + minor)
 
 
 def product_precision(precision: str, n_features: int, dtype: torch.dtype) -> str:
@@ -50,16 +53,16 @@ def product_precision(precision: str, n_features: int, dtype: torch.dtype) -> st
     return "ieee" if n_features <= BY_DIFFERENCES or dtype == torch.float64 else precision
 
 
-def launch(n_clusters: int, n_features: int, precision: str, itemsize: int, chip: Chip) -> Launch:
+def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip) -> Launch:
     """Tiles that stay in registers on every supported chip; see the compile tests for what each one takes.
 
     ``precision`` is that of :func:`product_precision`, ``itemsize`` that of the working dtype.
     """
     if precision == "ieee":
-        block_k = min(32, max(16, triton.next_power_of_2(n_clusters)))
-        return Launch(64 if itemsize == 8 else 128, block_k, 16, 4, 1)
-    block_k = min(64, max(16, triton.next_power_of_2(n_clusters)))
-    return Launch(64, block_k, 32, 4, 2 if chip.lanes == 32 else 1)
+        return Launch(64 if itemsize == 8 else 128, 16, 16, 8, 1)
+    # before sm_90 both factors of a product come out of registers
+    widest, num_warps = (64, 8) if chip.capability >= 90 else (32, 8 if chip.capability else 4)
+    return Launch(64, min(widest, max(16, triton.next_power_of_2(n_clusters))), 16, num_warps, 1)
 
 
 def row_splits(n: int, n_columns: int, bytes_a_split: int, block_n: int, chip: Chip) -> tuple[int, int]:

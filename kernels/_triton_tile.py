@@ -67,12 +67,12 @@ def sq_dist_tile(
         norms = x_norms[:, None] + c_norms[None, :]
         sq_dists = norms - 2.0 * product
         # not >= rather than <: also where overflow made a NaN
-        near = (sq_dists >= NEAR * norms) == 0
-        near = near & mask_n[:, None] & mask_k[None, :]
+        far = (sq_dists >= NEAR * norms) | (mask_n[:, None] & mask_k[None, :] == 0)
+        near = far == 0
         if is_exact(PRECISION):
             sq_dists = _redo_near(
                 x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd,
-                sq_dists, near, offs_n, offs_k, mask_n, D, BLOCK_D,
+                tl.where(near, -1.0, sq_dists), offs_n, offs_k, mask_n, D, BLOCK_D,
             )  # fmt: skip
         else:
             sq_dists = tl.where(sq_dists < 0.0, 0.0, sq_dists)
@@ -124,6 +124,14 @@ def load_tile(ptr, stride_row, stride_column, rows, columns, mask_rows, mask_col
 
 
 @triton.jit
+def add_to(ptr, stride_row, rows, columns, tile, again, mask_rows, mask_columns):
+    """Store a tile; add it to what is there in the rows ``again``."""
+    pointers = ptr + rows[:, None] * stride_row + columns[None, :]
+    before = tl.load(pointers, mask=again[:, None] & mask_columns[None, :], other=0.0)
+    tl.store(pointers, before + tile, mask=mask_rows[:, None] & mask_columns[None, :])
+
+
+@triton.jit
 def any_of(mask):
     """Whether any entry of a boolean tile is set."""
     return tl.max(tl.max(mask.to(tl.int32), axis=1), axis=0) > 0
@@ -132,25 +140,22 @@ def any_of(mask):
 @triton.jit
 def _redo_near(
     x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd,
-    sq_dists, near, offs_n, offs_k, mask_n, D, BLOCK_D: tl.constexpr,
+    sq_dists, offs_n, offs_k, mask_n, D, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Squared distances of near pairs by differences: in each turn the first one left of every row."""
+    """Negative squared distances anew by differences: in each turn the first one of every row."""
     BLOCK_K: tl.constexpr = offs_k.shape[0]
     columns = tl.arange(0, BLOCK_K)
     first_k = tl.min(offs_k, axis=0)
-    rest = near
-    while any_of(rest):
-        column = tl.min(tl.where(rest, columns[None, :], BLOCK_K), axis=1)
-        some = column < BLOCK_K
+    while any_of(sq_dists < 0.0):
+        column = tl.min(tl.where(sq_dists < 0.0, columns[None, :], BLOCK_K), axis=1)
+        some = mask_n & (column < BLOCK_K)
         total = tl.zeros([offs_n.shape[0]], tl.float32)
         for start in range(0, D, BLOCK_D):
             offs_d = start + tl.arange(0, BLOCK_D)
-            x = load_tile(x_ptr, stride_xn, stride_xd, offs_n, offs_d, mask_n & some, offs_d < D)
-            c = load_tile(c_ptr, stride_ck, stride_cd, first_k + column, offs_d, mask_n & some, offs_d < D)
+            x = load_tile(x_ptr, stride_xn, stride_xd, offs_n, offs_d, some, offs_d < D)
+            c = load_tile(c_ptr, stride_ck, stride_cd, first_k + column, offs_d, some, offs_d < D)
             total += tl.sum((x - c) * (x - c), axis=1)
-        hit = columns[None, :] == column[:, None]
-        sq_dists = tl.where(hit, total[:, None], sq_dists)
-        rest = rest & (hit == 0)
+        sq_dists = tl.where(columns[None, :] == column[:, None], total[:, None], sq_dists)
     return sq_dists
 
 
@@ -184,38 +189,36 @@ def add_row_gradient(
             x = load_shifted_rows(x_ptr, stride_xn, stride_xd, shifted_ptr, offs_n, offs_d, mask_n, K, D)
             c = load_tile(shifted_ptr, D, 1, offs_k, offs_d, mask_k, mask_d)
             part = total[:, None] * x - dot(far, c, PRECISION)
-            if is_exact(PRECISION):
-                part += _near_row_gradient(
-                    x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd,
-                    weights, near, offs_n, offs_k, offs_d, mask_n, mask_d,
-                )  # fmt: skip
-            pointers = grad_ptr + offs_n[:, None] * D + offs_d[None, :]
-            mask = mask_n[:, None] & mask_d[None, :]
-            before = tl.load(pointers, mask=again[:, None] & mask_d[None, :], other=0.0)
-            tl.store(pointers, before + part, mask=mask)
+            add_to(grad_ptr, D, offs_n, offs_d, part, again, mask_n, mask_d)
+        if is_exact(PRECISION):
+            _add_near_rows(
+                x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd,
+                tl.where(near, weights, 0.0), grad_ptr, offs_n, offs_k, mask_n, D, BLOCK_D,
+            )  # fmt: skip
 
 
 @triton.jit
-def _near_row_gradient(
+def _add_near_rows(
     x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd,
-    weights, near, offs_n, offs_k, offs_d, mask_n, mask_d,
+    weights, grad_ptr, offs_n, offs_k, mask_n, D, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum over near centers of weights (x - c) [BLOCK_N, BLOCK_D]."""
+    """Add weights (x - c), of which few are not zero, to grad (N, D): in each turn the first one of every row."""
     BLOCK_K: tl.constexpr = offs_k.shape[0]
     columns = tl.arange(0, BLOCK_K)
     first_k = tl.min(offs_k, axis=0)
-    gradient = tl.zeros([offs_n.shape[0], offs_d.shape[0]], tl.float32)
-    rest = near
-    while any_of(rest):
-        column = tl.min(tl.where(rest, columns[None, :], BLOCK_K), axis=1)
+    while any_of(weights != 0.0):
+        column = tl.min(tl.where(weights != 0.0, columns[None, :], BLOCK_K), axis=1)
         some = mask_n & (column < BLOCK_K)
         hit = columns[None, :] == column[:, None]
         weight = tl.sum(tl.where(hit, weights, 0.0), axis=1)
-        x = load_tile(x_ptr, stride_xn, stride_xd, offs_n, offs_d, some, mask_d)
-        c = load_tile(c_ptr, stride_ck, stride_cd, first_k + column, offs_d, some, mask_d)
-        gradient += weight[:, None] * (x - c)
-        rest = rest & (hit == 0)
-    return gradient
+        weights = tl.where(hit, 0.0, weights)
+        tl.debug_barrier()
+        for start in range(0, D, BLOCK_D):
+            offs_d = start + tl.arange(0, BLOCK_D)
+            mask_d = offs_d < D
+            x = load_tile(x_ptr, stride_xn, stride_xd, offs_n, offs_d, some, mask_d)
+            c = load_tile(c_ptr, stride_ck, stride_cd, first_k + column, offs_d, some, mask_d)
+            add_to(grad_ptr, D, offs_n, offs_d, weight[:, None] * (x - c), some, some, mask_d)
 
 
 @triton.jit
@@ -248,35 +251,33 @@ def add_center_gradient(
             x = load_shifted_rows(x_ptr, stride_xn, stride_xd, shifted_ptr, offs_n, offs_d, mask_n, K, D)
             c = load_tile(shifted_ptr, D, 1, offs_k, offs_d, mask_k, mask_d)
             part = dot(tl.trans(far), x, PRECISION) - total[:, None] * c
-            if is_exact(PRECISION):
-                part += _near_center_gradient(
-                    x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd,
-                    weights, near, offs_n, offs_k, offs_d, mask_k, mask_d,
-                )  # fmt: skip
-            pointers = grad_ptr + offs_k[:, None] * D + offs_d[None, :]
-            mask = mask_k[:, None] & mask_d[None, :]
-            before = tl.load(pointers, mask=again[:, None] & mask_d[None, :], other=0.0)
-            tl.store(pointers, before + part, mask=mask)
+            add_to(grad_ptr, D, offs_k, offs_d, part, again, mask_k, mask_d)
+        if is_exact(PRECISION):
+            _add_near_centers(
+                x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd,
+                tl.where(near, weights, 0.0), grad_ptr, offs_n, offs_k, mask_k, D, BLOCK_D,
+            )  # fmt: skip
 
 
 @triton.jit
-def _near_center_gradient(
+def _add_near_centers(
     x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd,
-    weights, near, offs_n, offs_k, offs_d, mask_k, mask_d,
+    weights, grad_ptr, offs_n, offs_k, mask_k, D, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Sum over near rows of weights (x - c) [BLOCK_K, BLOCK_D]."""
+    """Add weights (x - c), of which few are not zero, to grad (K, D): in each turn the first one of every center."""
     BLOCK_N: tl.constexpr = offs_n.shape[0]
     rows = tl.arange(0, BLOCK_N)
     first_n = tl.min(offs_n, axis=0)
-    gradient = tl.zeros([offs_k.shape[0], offs_d.shape[0]], tl.float32)
-    rest = near
-    while any_of(rest):
-        row = tl.min(tl.where(rest, rows[:, None], BLOCK_N), axis=0)
+    while any_of(weights != 0.0):
+        row = tl.min(tl.where(weights != 0.0, rows[:, None], BLOCK_N), axis=0)
         some = mask_k & (row < BLOCK_N)
         hit = rows[:, None] == row[None, :]
         weight = tl.sum(tl.where(hit, weights, 0.0), axis=0)
-        x = load_tile(x_ptr, stride_xn, stride_xd, first_n + row, offs_d, some, mask_d)
-        c = load_tile(c_ptr, stride_ck, stride_cd, offs_k, offs_d, some, mask_d)
-        gradient += weight[:, None] * (x - c)
-        rest = rest & (hit == 0)
-    return gradient
+        weights = tl.where(hit, 0.0, weights)
+        tl.debug_barrier()
+        for start in range(0, D, BLOCK_D):
+            offs_d = start + tl.arange(0, BLOCK_D)
+            mask_d = offs_d < D
+            x = load_tile(x_ptr, stride_xn, stride_xd, first_n + row, offs_d, some, mask_d)
+            c = load_tile(c_ptr, stride_ck, stride_cd, offs_k, offs_d, some, mask_d)
+            add_to(grad_ptr, D, offs_k, offs_d, weight[:, None] * (x - c), some, some, mask_d)

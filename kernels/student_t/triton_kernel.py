@@ -129,7 +129,7 @@ class _Job:
         self.sizes = (self.n, self.k, self.d)
         self.precision = product_precision(precision, self.d, self.dtype)
         self.chip = chip_of(x)
-        self.launch: Launch = launch(self.k, self.d, self.precision, self.dtype.itemsize, self.chip)
+        self.launch: Launch = launch(self.k, self.precision, self.dtype.itemsize, self.chip)
         shifted = self.centers if self.precision == "ieee" else shifted_centers(self.centers)
         self.points = (self.x, *self.x.stride(), self.centers, *self.centers.stride(), shifted)
         self.row_programs = triton.cdiv(self.n, self.launch.block_n)

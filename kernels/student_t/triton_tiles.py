@@ -110,7 +110,7 @@ def _student_t_mass_kernel(
             extra, extra_lost = add_compensated(extra * shrink, extra_lost * shrink, tl.sum(weight * g, axis=1))
         elif MODE == STATISTICS:
             extra = shrink * (extra + times_log(mass, shrink)) + tl.sum(times_log(weight, weight), axis=1)
-            candidates = tl.where(mask_k[None, :], sq_dists, float("inf"))
+            candidates = tl.where(mask_k[None, :] & (sq_dists == sq_dists), sq_dists, float("inf"))
             closest = tl.min(candidates, axis=1)
             index = tl.argmin(candidates, axis=1, tie_break_left=True)
             nearest = tl.where(closest < smallest, start + index, nearest)
