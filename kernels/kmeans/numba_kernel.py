@@ -105,7 +105,8 @@ class Seeding:
         tiles.seeding_block(
             self.rows[here], weights, self._centers([winner]), none, self.scratch[0], closest, np.empty(0)
         )
-        return closest * (weights if weights.size else 1.0)
+        mass = closest.astype(np.float64)
+        return mass * weights if weights.size else mass
 
     def _centers(self, indices: list[int]) -> NDArray:
         rows = [self.rows[i : i + 1] for i in indices]

@@ -21,7 +21,7 @@ from fastdc.kernels.kmeans import triton_tiles as tiles
 
 PIECE = 512  # sorted rows that one program sums
 SEEDING_ROWS = 128  # rows of a program, and of a block, of k-means++
-SMALL_SHARED_MEMORY = 100_000  # bytes; below it (AMD, consumer GPUs) nothing is prefetched into it
+HOPPER_SHARED_MEMORY, AMPERE_SHARED_MEMORY = 200_000, 99_000  # bytes of one program, at least
 UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 TINY = {torch.float32: 1e-38, torch.float64: 1e-300}
 LARGEST = {torch.float32: 3e38, torch.float64: 1e290}  # the distance before there is any center
@@ -41,13 +41,14 @@ class Launch(NamedTuple):
 
 def launch(n_features: int, itemsize: int, precision: str, shared_memory: int) -> Launch:
     """Launch choices from the width of a row, the dtype, the precision and the bytes of shared memory."""
-    block_d = min(32, max(16, triton.next_power_of_2(n_features)))
     if itemsize == 8:
         return Launch(32, 32, 16, 4, 1)
     if precision == "ieee":  # no tensor cores: the tile of products lives in registers with its operands
-        return Launch(64, 64, 16, 4, 1)
-    num_stages = 1 if shared_memory < SMALL_SHARED_MEMORY else 2
-    if precision == "bf16x6":  # six products a tile: half the rows keep them in registers
+        return Launch(64, 32, 16, 4, 1)
+    # Hopper and later multiply out of shared memory; before, operands take registers too
+    block_d = 32 if shared_memory >= HOPPER_SHARED_MEMORY and n_features > 16 else 16
+    num_stages = 2 if shared_memory >= AMPERE_SHARED_MEMORY else 1
+    if precision == "bf16x6":  # six products a tile
         return Launch(64, 64, block_d, 4, num_stages)
     return Launch(128, 64, block_d, 8, num_stages)
 
