@@ -2,10 +2,6 @@
 
 import itertools
 import os
-import re
-import subprocess
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,11 +11,11 @@ from hypothesis import strategies as st
 from sklearn.metrics.cluster import contingency_matrix
 
 import fastdc
+from fastdc.kernels._testing import TARGETS, cross_compile
 from fastdc.kernels.contingency import ContingencyTable, as_integers, contingency_table, numba_kernel
 from fastdc.kernels.contingency.reference import contingency_counts_reference
 
 INTEGER_TYPES = [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64]
-TARGETS = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)]
 labels_of_any_kind = st.lists(
     st.tuples(st.sampled_from([-7, 0, 1, 2, 10**12, -(2**62), 2**63 - 1]), st.integers(-3, 5)), max_size=40
 )
@@ -40,29 +36,6 @@ def assert_same_table(got: ContingencyTable, wanted: ContingencyTable) -> None:
     assert torch.equal(got.classes, wanted.classes)
     assert torch.equal(got.clusters, wanted.clusters)
     assert torch.equal(got.to_dense().counts, wanted.to_dense().counts)
-
-
-def cross_compiled(kernel, signature, constants, target, num_warps) -> tuple[int, int]:
-    """(spilled registers or bytes of stack, bytes of shared memory) of a Triton kernel built for a chip."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    source = ASTSource(kernel, signature=signature, constexprs=constants)
-    compiled = triton.compile(source, target=GPUTarget(*target), options={"num_warps": num_warps})
-    if target[0] == "hip":
-        found = re.findall(r"\.[sv]gpr_spill_count:\s*(\d+)", compiled.asm["amdgcn"])
-    else:
-        cuobjdump = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            usage = subprocess.run(
-                [cuobjdump, "-res-usage", file.name], capture_output=True, text=True, check=True
-            )
-        found = re.findall(r"(?:STACK|LOCAL):(\d+)", usage.stdout)
-    assert found
-    return sum(map(int, found)), compiled.metadata.shared
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])
@@ -184,13 +157,9 @@ def test_given_size_beside_huge_ids():
 def test_ids_outside_of_the_given_range(backend, sparse):
     with pytest.raises(ValueError, match=r"labels_true holds ids from 0 to 3, but n_classes=3 allows 0 to 2"):
         contingency_table([0, 3], [0, 0], n_classes=3, n_clusters=1, backend=backend, sparse=sparse)
-    with pytest.raises(
-        ValueError, match=r"labels_pred holds ids from -1 to 0, but n_clusters=10000000 allows"
-    ):
+    with pytest.raises(ValueError, match=r"labels_pred holds ids from -1 to 0, but n_clusters=10000000 allows"):
         contingency_table([0, 0], [0, -1], n_classes=3, n_clusters=10**7, backend=backend, sparse=sparse)
-    with pytest.raises(
-        ValueError, match=r"labels_pred holds ids from -1 to 0, but n_clusters=2 allows 0 to 1"
-    ):
+    with pytest.raises(ValueError, match=r"labels_pred holds ids from -1 to 0, but n_clusters=2 allows 0 to 1"):
         contingency_table([0, 0], [0, -1], n_classes=3, n_clusters=2, backend=backend, sparse=sparse)
 
 
@@ -201,15 +170,11 @@ def test_empty_labels():
 
 def test_large_tables_are_refused_with_their_bytes():
     ids = torch.arange(100_000)
-    with pytest.raises(
-        MemoryError, match=r"100000 classes x 100000 clusters needs 80000000000 bytes \(80.0 GB\)"
-    ):
+    with pytest.raises(MemoryError, match=r"100000 classes x 100000 clusters needs 80000000000 bytes \(80.0 GB\)"):
         contingency_table(ids, ids)
     with pytest.raises(MemoryError, match="needs 80000000000 bytes"):
         contingency_table([0], [0], n_classes=100_000, n_clusters=100_000)
-    with pytest.raises(
-        MemoryError, match=r"n_classes=1000000000000 needs 8000000000000 bytes for the ids alone"
-    ):
+    with pytest.raises(MemoryError, match=r"n_classes=1000000000000 needs 8000000000000 bytes for the ids alone"):
         contingency_table([0], [0], n_classes=10**12)
     left, right = (
         contingency_table(ids[:20_000], ids[:20_000] % 2),
@@ -228,9 +193,7 @@ def test_T14_read_only_reversed_and_foreign_arrays():
     wanted = contingency_table([0, 1, 1, 2], [2, 1, 1, 0])
     assert_same_table(contingency_table(array, array[::-1]), wanted)
     assert_same_table(contingency_table(array.astype(">i4"), array.astype(np.uint64)[::-1]), wanted)
-    assert_same_table(
-        contingency_table(array.astype(float), torch.tensor([2.0, 1.0, 1.0, 0.0]).half()), wanted
-    )
+    assert_same_table(contingency_table(array.astype(float), torch.tensor([2.0, 1.0, 1.0, 0.0]).half()), wanted)
     assert contingency_table([True, False], [0, 1]).classes.tolist() == [0, 1]
     assert array.tolist() == [0, 1, 1, 2]
 
@@ -297,9 +260,7 @@ def test_compiles_without_graph_breaks(backend):
     if backend == "reference":
         assert torch.equal(score(true, pred), torch.compile(score, backend="eager")(true, pred))
     else:
-        assert torch.equal(
-            score(true, pred), torch.compile(score, backend="eager", fullgraph=True)(true, pred)
-        )
+        assert torch.equal(score(true, pred), torch.compile(score, backend="eager", fullgraph=True)(true, pred))
 
 
 INTERPRETED = """
@@ -332,22 +293,19 @@ def test_triton_under_the_interpreter(run_python):
     assert printed.count("labels_pred holds ids from 0 to 64") == 2
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: f"{t[0]}-{t[1]}")
+@pytest.mark.parametrize("chip", TARGETS)
 @pytest.mark.parametrize("n_cells", [100, 2048, 10**6])
-def test_triton_compiles_for_every_chip_without_spills(target, n_cells):
+def test_triton_compiles_for_every_chip_without_spills(chip, n_cells):
     pytest.importorskip("triton")
     from fastdc.kernels.contingency.triton_kernel import _contingency_kernel, launch
 
     choice = launch(10**7, n_cells, 132)
-    types = {"true_ptr": "*i64", "pred_ptr": "*i32", "partials_ptr": "*i64", "BINS": "constexpr"}
-    types["BLOCK_N"] = "constexpr"
-    signature = {name: types.get(name, "i64") for name in _contingency_kernel.arg_names}
+    types = {"true_ptr": "*i64", "pred_ptr": "*i32", "partials_ptr": "*i64"}
+    types = {name: types.get(name, "i64") for name in _contingency_kernel.arg_names}
     constants = {"BINS": choice.bins, "BLOCK_N": choice.block}
-    spilled, shared_bytes = cross_compiled(
-        _contingency_kernel, signature, constants, target, choice.num_warps
-    )
-    assert spilled == 0
-    assert shared_bytes <= 48 * 1024
+    compiled = cross_compile(_contingency_kernel, types, constants, chip, num_warps=choice.num_warps)
+    assert compiled.spills == 0
+    assert compiled.shared_bytes <= 48 * 1024
 
 
 def test_triton_launch_choices():
@@ -364,9 +322,7 @@ def test_triton_launch_choices():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(
-    "shape", [(1, 1, 1), (100_003, 10, 10), (100_003, 300, 200), (1_000_003, 2000, 1000)]
-)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (100_003, 10, 10), (100_003, 300, 200), (1_000_003, 2000, 1000)])
 def test_triton_on_the_gpu(shape):
     true, pred = draw(*shape)
     got = contingency_table(true.cuda(), pred.cuda())

@@ -1,8 +1,8 @@
 """GPU kernels: launchers with the same functions as ``numba_kernel.py``.
 
-A loss sweeps over rows x centers four times: each row's mass (and, where f is given, the mass of its target), f,
-the loss with the gradient of x, and the gradient of the centers. Every sweep recomputes its distances; between
-them a row keeps three numbers. No sum over rows uses atomics, so results are deterministic.
+A loss sweeps over rows x centers up to five times: each row's mass, f (where it is not given), the mass of the
+row's target, the loss with the gradient of x, and the gradient of the centers. Every sweep recomputes its
+distances; between sweeps a row keeps three numbers. No sum over rows uses atomics, so results are deterministic.
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ def dec_loss(
         against = _Target(job, tiles.GIVEN, p.sum(dim=1, dtype=job.dtype), matrix=p)
     else:
         frozen = job if target_x is None else _Job(target_x, target_centers, alpha, precision, job.dtype)
-        if frequency is None:
-            job.find_masses()
-        elif frozen is not job:
+        if frequency is None or frozen is not job:
             job.find_masses()
         mass = _frequency(job) if frequency is None else frequency.double()
         gain = cluster_gain(mass, frequency_power, job.dtype)
