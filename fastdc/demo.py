@@ -188,9 +188,14 @@ def _cluster(
 
 
 def _named_by_class(truth: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Clusters renamed to the classes that fit them best one to one, so that rows and colours compare."""
+    """Clusters renamed to the classes that fit them best one to one, so that rows and colours compare.
+
+    A cluster that no class fits takes a number that is left over.
+    """
     names = metrics.label_map(truth, labels)
-    return np.array([names[label] for label in range(labels.max() + 1)])[labels]
+    numbers = range(max(truth.max(), labels.max()) + 1)
+    spare = (number for number in numbers if number not in set(names.values()))
+    return np.array([names[cluster] if cluster in names else next(spare) for cluster in numbers])[labels]
 
 
 def _table(outcomes: dict[str, Outcome]) -> Table:

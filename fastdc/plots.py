@@ -104,7 +104,7 @@ def samples_figure(
     height, width = images.shape[1:]
     gap = max(2, height // 7)
     sheet = np.ones((len(clusters) * (height + gap), n_columns * (width + gap)))
-    low, high = float(images.min()), float(images.max())
+    low, span = float(images.min()), float(np.ptp(images)) or 1.0
     figure = _new_figure(0.25 + (COLUMN_INCHES - 0.75) * sheet.shape[0] / sheet.shape[1] + 0.2)
     with _style():
         axes = figure.subplots()
@@ -113,7 +113,7 @@ def samples_figure(
                 _ranked(np.flatnonzero(labels == cluster), confidence, n_columns)
             ):
                 top, left = row * (height + gap), column * (width + gap)
-                sheet[top : top + height, left : left + width] = 1 - (images[sample] - low) / (high - low)
+                sheet[top : top + height, left : left + width] = 1 - (images[sample] - low) / span
                 if wrong is not None and wrong[sample]:
                     _frame(axes, left, top, width, height, gap)
         axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
