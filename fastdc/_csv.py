@@ -30,16 +30,12 @@ def load_table(path: Path, columns: Sequence[str] | None, header: bool | None) -
             if table.has_header:
                 next(csv.reader(file, delimiter=table.delimiter))
             try:
-                return np.loadtxt(
-                    file, delimiter=table.delimiter, usecols=used, ndmin=2, comments=None, quotechar='"'
-                )
+                return np.loadtxt(file, delimiter=table.delimiter, usecols=used, ndmin=2, comments=None, quotechar='"')
             except ValueError as error:
                 fault = _first_fault(path, table, used)
                 raise ValueError(f"{path}: {fault or one_line(error)}") from error
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})"
-        ) from error
+        raise ValueError(f"{path}: not a text file in UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def _open_text(path: Path) -> IO[str]:

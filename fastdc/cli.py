@@ -89,9 +89,7 @@ def cluster(
     out: Annotated[Path, typer.Option(help="Labels, .npy or .csv.")] = Path("labels.npy"),
     centers: Annotated[Path | None, typer.Option(help="Also write the cluster centers here.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
-    max_iter: Annotated[
-        int | None, typer.Option(help="Most iterations (k-means) or epochs (deep methods).")
-    ] = None,
+    max_iter: Annotated[int | None, typer.Option(help="Most iterations (k-means) or epochs (deep methods).")] = None,
     pretrain_epochs: Annotated[
         int | None, typer.Option(help="Epochs that train the autoencoder first (deep methods).")
     ] = None,
@@ -115,9 +113,7 @@ def cluster(
         _check_target(target, option, file)
     x = load_points(file, key=key, columns=columns.split(",") if columns else None, header=header)
     if k > len(x):
-        raise ValueError(
-            f"--k {k} asks for more clusters than {file} has rows ({len(x)}); choose a smaller --k"
-        )
+        raise ValueError(f"--k {k} asks for more clusters than {file} has rows ({len(x)}); choose a smaller --k")
     started = time.perf_counter()
     estimator = _build(method, k, seed, options)
     labels = estimator.fit_predict(x)
@@ -155,9 +151,7 @@ def evaluate(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("fastdc-demo"),
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Digits only and fewer epochs, in half a minute.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Digits only and fewer epochs, in half a minute.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of all random choices.")] = 0,
 ) -> None:
     """Cluster handwritten digits with k-means, DEC and IDEC: a table, labels and pictures."""
@@ -189,9 +183,7 @@ def _build(method: str, n_clusters: int, seed: int, options: dict[str, Any]) -> 
     return getattr(fastdc, METHODS[method].estimator)(n_clusters, random_state=seed, **options)
 
 
-def _options_of(
-    method: str, max_iter: int | None, pretrain_epochs: int | None, verbose: bool
-) -> dict[str, Any]:
+def _options_of(method: str, max_iter: int | None, pretrain_epochs: int | None, verbose: bool) -> dict[str, Any]:
     """Keyword arguments of the estimator from the options that were given."""
     if method not in METHODS:
         raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -210,9 +202,7 @@ def _options_of(
     return options
 
 
-def _cluster_report(
-    file: Path, shape: tuple[int, ...], estimator: Any, labels: Any, k: int
-) -> dict[str, Any]:
+def _cluster_report(file: Path, shape: tuple[int, ...], estimator: Any, labels: Any, k: int) -> dict[str, Any]:
     import numpy as np
 
     sizes = np.sort(np.bincount(np.asarray(labels), minlength=k))

@@ -66,18 +66,10 @@ def load_points(
             raise ValueError(f"{path}: a key chooses an array of an .npz file, this is a {path.suffix} file")
         return load_table(path, columns, header)
     if columns is not None or header is not None:
-        raise ValueError(
-            f"{path}: columns and header apply to CSV files only; slice the array before saving it"
-        )
+        raise ValueError(f"{path}: columns and header apply to CSV files only; slice the array before saving it")
     x = _load_numpy(path, key)
     if x.ndim != 2:
-        remedy = (
-            "save x[:, None]"
-            if x.ndim == 1
-            else "save x.reshape(len(x), -1)"
-            if x.ndim > 2
-            else "save a matrix"
-        )
+        remedy = "save x[:, None]" if x.ndim == 1 else "save x.reshape(len(x), -1)" if x.ndim > 2 else "save a matrix"
         raise ValueError(f"{path}: points must be 2-D (n_samples, n_features), this is {x.shape}; {remedy}")
     if 0 in x.shape:
         raise ValueError(f"{path}: no points, the array has shape {x.shape}")
@@ -110,9 +102,7 @@ def load_labels(path: str | os.PathLike[str], *, key: str | None = None) -> np.n
         return np.unique(labels, return_inverse=True)[1].astype(np.int64)
     if labels.dtype.kind == "f":
         if not np.array_equal(labels, np.floor(labels)) or not np.isfinite(labels).all():
-            raise ValueError(
-                f"{path}: labels must be whole numbers; these are {labels.dtype} with other values"
-            )
+            raise ValueError(f"{path}: labels must be whole numbers; these are {labels.dtype} with other values")
     elif labels.dtype.kind not in "biu":
         raise ValueError(f"{path}: labels must be integers or text, these are {labels.dtype}")
     return labels.astype(np.int64)
@@ -125,9 +115,7 @@ def _existing(path: str | os.PathLike[str]) -> Path:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if path.suffix.lower() not in (".npy", ".npz", *TABLE_SUFFIXES):
-        raise ValueError(
-            f"{path}: unknown kind of file {path.suffix!r}; it must be .npy, .npz, .csv, .tsv or .txt"
-        )
+        raise ValueError(f"{path}: unknown kind of file {path.suffix!r}; it must be .npy, .npz, .csv, .tsv or .txt")
     return path
 
 

@@ -188,9 +188,7 @@ def _cache() -> dict[str, Any]:
     folder = cache_root()
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.exists() else 0
-    state = (
-        "writable" if os.access(nearest, os.W_OK) else "not writable: kernels compile anew in each process"
-    )
+    state = "writable" if os.access(nearest, os.W_OK) else "not writable: kernels compile anew in each process"
     free = round(shutil.disk_usage(nearest).free / 1e6)
     return {"folder": str(folder), "state": state, "megabytes": round(size / 1e6, 1), "free_megabytes": free}
 

@@ -47,9 +47,7 @@ RC: dict[Any, Any] = {
 }
 
 
-def embedding_figure(
-    panels: Mapping[str, np.ndarray], labels: np.ndarray, axis_name: str = "t-SNE"
-) -> Figure:
+def embedding_figure(panels: Mapping[str, np.ndarray], labels: np.ndarray, axis_name: str = "t-SNE") -> Figure:
     """Points in the plane, coloured by cluster, one panel beside the other.
 
     Parameters
@@ -109,9 +107,7 @@ def samples_figure(
     with _style():
         axes = figure.subplots()
         for row, cluster in enumerate(clusters):
-            for column, sample in enumerate(
-                _ranked(np.flatnonzero(labels == cluster), confidence, n_columns)
-            ):
+            for column, sample in enumerate(_ranked(np.flatnonzero(labels == cluster), confidence, n_columns)):
                 top, left = row * (height + gap), column * (width + gap)
                 sheet[top : top + height, left : left + width] = 1 - (images[sample] - low) / span
                 if wrong is not None and wrong[sample]:
@@ -125,8 +121,7 @@ def samples_figure(
         axes.set_xticks([])
         axes.set_ylabel("cluster")
         axes.set_xlabel(
-            "most confident  \N{RIGHTWARDS ARROW}  least confident"
-            + (", errors framed" if wrong is not None else "")
+            "most confident  \N{RIGHTWARDS ARROW}  least confident" + (", errors framed" if wrong is not None else "")
         )
     return figure
 

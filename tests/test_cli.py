@@ -77,9 +77,7 @@ def test_cluster_runs_the_deep_methods(folder, capsys, method):
 
 
 def test_cluster_writes_centers_and_csv(folder, blobs, capsys):
-    assert (
-        cli.main(["cluster", "points.npy", "-k", "3", "--out", "labels.csv", "--centers", "centers.npy"]) == 0
-    )
+    assert cli.main(["cluster", "points.npy", "-k", "3", "--out", "labels.csv", "--centers", "centers.npy"]) == 0
     labels = np.loadtxt("labels.csv", dtype=int)
     means = np.stack([blobs[0][labels == i].mean(0) for i in range(3)])
     np.testing.assert_allclose(np.load("centers.npy"), means, atol=1e-5)

@@ -33,9 +33,7 @@ LOCATE = (
 pytestmark = pytest.mark.skipif(not (ROOT / "kernels").is_dir(), reason="runs in a checkout only")
 
 
-def run(
-    *command: str | os.PathLike[str], cwd: Path, path: Path | None = None
-) -> subprocess.CompletedProcess[str]:
+def run(*command: str | os.PathLike[str], cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command where only ``path`` is added to the modules that this environment has."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("PYTHON", "PIP_"))}
     environment |= {"PYTHONPATH": str(path)} if path else {}
@@ -85,9 +83,7 @@ def check_wheel(wheel: Path) -> None:
     assert max(counts.values()) == 1
     packaged = {name.removeprefix("fastdc/kernels/") for name in names if name.startswith("fastdc/kernels/")}
     assert {name for name in packaged if name.endswith(".py")} == sources(ROOT / "kernels")
-    face = {
-        name.removeprefix("fastdc/") for name in names if name.startswith("fastdc/") and name.endswith(".py")
-    }
+    face = {name.removeprefix("fastdc/") for name in names if name.startswith("fastdc/") and name.endswith(".py")}
     assert {name for name in face if not name.startswith("kernels/")} == sources(ROOT / "fastdc")
     assert "fastdc/py.typed" in names
     assert "fastdc/kernels/README.md" in names
@@ -209,9 +205,7 @@ def test_import_of_the_command_line_loads_nothing_heavy(tree):
 
 
 def test_every_public_name_loads(run_python):
-    assert (
-        run_python("import fastdc; [getattr(fastdc, name) for name in fastdc.__all__]; print('all')") == "all"
-    )
+    assert run_python("import fastdc; [getattr(fastdc, name) for name in fastdc.__all__]; print('all')") == "all"
 
 
 def test_unknown_names_are_attribute_errors(run_python):

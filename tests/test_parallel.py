@@ -27,7 +27,7 @@ def test_block_rows_gives_sixteen_blocks_to_share():
 
 
 def test_block_rows_ignores_the_threads(n_threads):
-    assert [block_rows(n) for n in (10, 10_000, 10**7)] == [64, 640, 4096]
+    assert [block_rows(n) for n in (10, 10_000, 10**7)] == [64, 640, _parallel.LARGEST_BLOCK]
 
 
 @pytest.mark.parametrize(("n_rows", "rows"), [(0, 4), (1, 4), (4, 4), (9, 4)])
