@@ -13,7 +13,7 @@ from fastdc.kernels._accuracy import assert_not_worse_than_torch, relative_error
 from fastdc.kernels.student_t import dec_loss, student_t_assign, student_t_statistics, target_distribution
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-SHAPES = [(1, 1, 1), (7, 3, 5), (257, 10, 33), (130, 37, 40)]  # n, k, d
+SHAPES = [(1, 1, 1), (7, 3, 5), (140, 10, 33), (70, 37, 40)]  # n, k, d
 TARGETS = ["batch", "frequency", "given", "frozen"]
 BY_DIFFERENCES, BY_PRODUCTS = "ieee", "tf32x3"
 
@@ -86,7 +86,7 @@ def test_assign_matches(shape, precision, alpha):
 @pytest.mark.parametrize("precision", [BY_DIFFERENCES, BY_PRODUCTS])
 def test_loss_matches(shape, target, precision):
     x, centers = make_points(*shape)
-    general = target in ("batch", "frozen") and shape[0] != 257
+    general = target in ("batch", "frozen") and shape[0] != 140
     exponents = {"alpha": 2.5, "power": 1.5, "frequency_power": 0.5} if general else {}
     check(loss_and_gradients, x, centers, precision=precision, **make_target(target, x, centers), **exponents)
 
@@ -94,11 +94,11 @@ def test_loss_matches(shape, target, precision):
 @pytest.mark.parametrize("precision", [BY_DIFFERENCES, BY_PRODUCTS])
 @pytest.mark.parametrize("spread", [0.7, 0.01], ids=["wide", "tight"])
 def test_large_offset(precision, spread):
-    x, centers = make_points(150, 20, 40, offset=1e4, spread=spread)
+    x, centers = make_points(70, 20, 40, offset=1e4, spread=spread)
     check(loss_and_gradients, x, centers, precision=precision)
 
 
-@pytest.mark.parametrize("d", [6, 40])
+@pytest.mark.parametrize("d", [6, 20])
 def test_distance_zero_and_duplicate_centers(d):
     x, centers = make_points(130, 20, d)
     centers[3] = centers[5]
@@ -108,8 +108,9 @@ def test_distance_zero_and_duplicate_centers(d):
     assert torch.equal(q[:, 3], q[:, 5])
 
 
-@pytest.mark.parametrize("precision", [BY_DIFFERENCES, BY_PRODUCTS])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [(torch.float16, BY_PRODUCTS), (torch.bfloat16, BY_DIFFERENCES)], ids=str
+)
 def test_half_inputs_of_any_strides(dtype, precision):
     x, centers = make_points(70, 9, 24, dtype)
     wide = torch.zeros(140, 48, dtype=dtype, device=DEVICE)
@@ -130,14 +131,14 @@ def test_points_and_centers_of_different_dtypes():
 
 @pytest.mark.parametrize("precision", ["tf32"] if DEVICE == "cpu" else ["tf32", "bf16"])
 def test_reduced_precisions_are_close(precision):
-    x, centers = make_points(130, 20, 40)
+    x, centers = make_points(70, 10, 20)
     reduced = loss_and_gradients(x, centers, precision=precision)
     for got, exact in zip(reduced, loss_and_gradients(x, centers, precision=BY_DIFFERENCES)):
         assert relative_error(got, exact) < 0.1
 
 
 def test_gradcheck():
-    x, centers = make_points(4, 3, 2, torch.float64, spread=1.5)
+    x, centers = make_points(3, 2, 2, torch.float64, spread=1.5)
     options = make_target("frozen", x, centers)
     inputs = (x.requires_grad_(), centers.requires_grad_())
     assert torch.autograd.gradcheck(lambda x, c: dec_loss(x, c, alpha=1.7, backend="triton", **options), inputs)
@@ -153,7 +154,7 @@ def test_float64_stays_float64(target):
         assert relative_error(got, exact) < 1e-12
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (257, 10, 33), (130, 80, 6)], ids=name_shape)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (140, 10, 33), (130, 80, 6)], ids=name_shape)
 @pytest.mark.parametrize("alpha", [1.0, 2.5])
 def test_statistics_match(shape, alpha):
     x, centers = make_points(*shape)
@@ -170,7 +171,7 @@ def test_statistics_match(shape, alpha):
 
 
 def test_labels_of_ties_and_of_rows_with_nan():
-    x, centers = make_points(40, 40, 18)
+    x, centers = make_points(20, 35, 18)
     centers[33] = centers[2]
     x[5] = centers[2]
     x[7, 3] = float("nan")
@@ -178,7 +179,7 @@ def test_labels_of_ties_and_of_rows_with_nan():
         got = student_t_statistics(x, centers, backend="triton", precision=precision)
         assert got.labels[5] == 2
         assert got.labels[7] == -1
-        assert torch.allclose(got.frequency.sum(), got.frequency.new_tensor(39.0))
+        assert torch.allclose(got.frequency.sum(), got.frequency.new_tensor(19.0))
         loss, grad_x, _ = loss_and_gradients(x, centers, precision=precision)
         assert loss.isnan()
         assert grad_x[7].isnan().all()
