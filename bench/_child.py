@@ -79,9 +79,7 @@ def main(text: str) -> None:
     provider = bench.providers[errand.provider]
     torch.set_num_threads(errand.threads)
     _wake(errand.device)
-    answer = (
-        _first_call(bench, provider, errand) if errand.want == "first" else _peaks(bench, provider, errand)
-    )
+    answer = _first_call(bench, provider, errand) if errand.want == "first" else _peaks(bench, provider, errand)
     print(json.dumps(answer))
 
 

@@ -174,9 +174,7 @@ def _figures(samples: list[float], ceiling: Ceiling, least_ms: float) -> dict[st
     }
 
 
-def _fresh(
-    bench: Bench, name: str, shape: Shape, modes: tuple[str, ...], settings: Settings
-) -> dict[str, Any]:
+def _fresh(bench: Bench, name: str, shape: Shape, modes: tuple[str, ...], settings: Settings) -> dict[str, Any]:
     _say(f"{bench.op} {dict(shape)} {name}: first call and memory")
     errand = Errand(bench.op, name, dict(shape), settings.dtype, settings.device, settings.threads, modes)
     try:

@@ -85,9 +85,7 @@ def read_rows(paths: Iterable[Path]) -> list[Row]:
             values = json.loads(line)
             if set(values) != known:
                 odd = ", ".join(sorted(set(values) ^ known))
-                raise ValueError(
-                    f"{path}, line {number}: not a row of this harness, its keys differ in {odd}"
-                )
+                raise ValueError(f"{path}, line {number}: not a row of this harness, its keys differ in {odd}")
             rows.append(Row(**values))
     return rows
 

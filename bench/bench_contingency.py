@@ -39,9 +39,7 @@ def table_truth(given: Inputs, gradients: bool) -> dict[str, Tensor]:
 def make_table(backend: str) -> Callable[..., Tensor]:
     from fastdc.kernels.contingency import contingency_table
 
-    return lambda labels_true, labels_pred: (
-        contingency_table(labels_true, labels_pred, backend=backend).counts
-    )
+    return lambda labels_true, labels_pred: contingency_table(labels_true, labels_pred, backend=backend).counts
 
 
 def make_numpy_bincount() -> Callable[..., Any]:
@@ -97,9 +95,7 @@ def make_scores(backend: str) -> Callable[..., Any]:
 
     def scores(labels_true: Tensor, labels_pred: Tensor) -> tuple[Tensor, Tensor]:
         table = contingency_table(labels_true, labels_pred, sparse=None, backend=backend)
-        return float64(normalized_mutual_info(contingency=table)), float64(
-            adjusted_rand_index(contingency=table)
-        )
+        return float64(normalized_mutual_info(contingency=table)), float64(adjusted_rand_index(contingency=table))
 
     return scores
 

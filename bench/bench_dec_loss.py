@@ -60,9 +60,7 @@ def truth(inputs: Inputs, gradients: bool) -> dict[str, Tensor | Rows]:
         p = weight / weight.sum(1, keepdim=True)
         return (torch.xlogy(p, p) - torch.xlogy(p, q)).sum() / n
 
-    loss = torch.stack(
-        [loss_of(rows, q) for rows, _, _, q in exact_chunks(inputs, requires_grad=False)]
-    ).sum()
+    loss = torch.stack([loss_of(rows, q) for rows, _, _, q in exact_chunks(inputs, requires_grad=False)]).sum()
     return {"loss": loss, **(exact_gradients(inputs, loss_of) if gradients else {})}
 
 
@@ -87,9 +85,7 @@ PROVIDERS = {
     "numba": Provider(partial(make_fastdc, "numba"), devices=("cpu",)),
     "triton": Provider(partial(make_fastdc, "triton"), devices=("cuda",)),
     "eager_gemm": Provider(lambda: dec_loss_gemm, bytes_gemm, tolerance=GEMM_TOLERANCE),
-    "torch_compile_gemm": Provider(
-        make_compiled, bytes_compiled, compiles_each_shape=True, tolerance=GEMM_TOLERANCE
-    ),
+    "torch_compile_gemm": Provider(make_compiled, bytes_compiled, compiles_each_shape=True, tolerance=GEMM_TOLERANCE),
     "broadcast": Provider(lambda: dec_loss_broadcast, bytes_broadcast),
 }
 

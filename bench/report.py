@@ -36,9 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="default: the fullest measured of each op",
     )
     add("--readme", type=Path, help=f"write the table into this file, between {BEGIN} and {END}")
-    add(
-        "--plot", type=Path, help="write a figure here; one op a file: with several, -OP is added to the name"
-    )
+    add("--plot", type=Path, help="write a figure here; one op a file: with several, -OP is added to the name")
     options = parser.parse_args(arguments)
     files = options.files or default_files(ROOT / "bench" / "results")
     rows = [row for row in latest(read_rows(files)) if not options.op or row.op in options.op]
@@ -67,9 +65,7 @@ def select_mode(rows: Sequence[Row], mode: str | None) -> list[Row]:
     """Rows of one mode, of "all", or (None) of the fullest mode of each op."""
     if mode == "all":
         return list(rows)
-    fullest = {
-        op: max((row.mode for row in rows if row.op == op), key=_fullness) for op in {row.op for row in rows}
-    }
+    fullest = {op: max((row.mode for row in rows if row.op == op), key=_fullness) for op in {row.op for row in rows}}
     return [row for row in rows if row.mode == (mode or fullest[row.op])]
 
 
@@ -86,9 +82,7 @@ def tables(
     for row in rows:
         titled.setdefault(", ".join(_fact(row, name) for name in heading), []).append(row)
     for title, members in titled.items():
-        lines = [
-            (_fact(row, leading), *_cells(row, ratio.get((*row.group, row.provider)))) for row in members
-        ]
+        lines = [(_fact(row, leading), *_cells(row, ratio.get((*row.group, row.provider)))) for row in members]
         yield title, (leading, *COLUMNS), lines
 
 

@@ -63,9 +63,7 @@ def print_tables(rows: Sequence[Row]) -> None:
             from rich.table import Table
         except ImportError:
             widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
-            texts = [
-                "  ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in [header, *lines]
-            ]
+            texts = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)) for line in [header, *lines]]
             print("\n".join([title, *texts, ""]))
             continue
         table = Table(title=title, title_justify="left")
@@ -103,9 +101,7 @@ def _print_list(benches: dict[str, Bench], device: str) -> None:
 
 
 def _parser(benches: dict[str, Bench]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m bench", description="Measure the providers of an op side by side."
-    )
+    parser = argparse.ArgumentParser("python -m bench", description="Measure the providers of an op side by side.")
     add = parser.add_argument
     add("--op", nargs="+", choices=sorted(benches), metavar="OP", help="ops to measure; see --list")
     add("--list", action="store_true", help="list the ops and their providers on the device")

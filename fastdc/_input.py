@@ -138,11 +138,7 @@ def read_seed(random_state: Any) -> int:
         return int(random_state.randint(2**31 - 1))
     if isinstance(random_state, np.random.Generator):
         return int(random_state.integers(2**31 - 1))
-    if (
-        isinstance(random_state, (int, np.integer))
-        and not isinstance(random_state, bool)
-        and random_state >= 0
-    ):
+    if isinstance(random_state, (int, np.integer)) and not isinstance(random_state, bool) and random_state >= 0:
         return int(random_state)
     raise ValueError(
         f"random_state must be None, an integer >= 0, a numpy RandomState or Generator, got {random_state!r}"
@@ -233,9 +229,7 @@ def _from_array(X: Any, dtype: torch.dtype | None, min_samples: int, estimator: 
     else:
         numeric = isinstance(own, np.dtype) and own.kind in "fiub"
         # a long double has no torch type; float64 is the nearest
-        wanted = (
-            min(np.result_type(own, np.float32), np.dtype(np.float64)) if numeric else np.dtype(np.float64)
-        )
+        wanted = min(np.result_type(own, np.float32), np.dtype(np.float64)) if numeric else np.dtype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # require_finite reports what overflows
         array = check_array(
             X,
@@ -260,13 +254,10 @@ def _check_shape(shape: tuple[int, ...], min_samples: int, estimator: Any) -> No
     by = f" by {type(estimator).__name__}" if estimator is not None else ""
     if shape[0] < min_samples:
         raise ValueError(
-            f"Found array with {shape[0]} sample(s) (shape={shape}) while a minimum of {min_samples} is "
-            f"required{by}."
+            f"Found array with {shape[0]} sample(s) (shape={shape}) while a minimum of {min_samples} is required{by}."
         )
     if shape[1] < 1:
-        raise ValueError(
-            f"Found array with 0 feature(s) (shape={shape}) while a minimum of 1 is required{by}."
-        )
+        raise ValueError(f"Found array with 0 feature(s) (shape={shape}) while a minimum of 1 is required{by}.")
 
 
 def _view(array: np.ndarray) -> Tensor:

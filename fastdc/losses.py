@@ -27,9 +27,7 @@ class DECLoss(nn.Module):
     torch.Size([2, 1])
     """
 
-    def __init__(
-        self, centers: Tensor, alpha: float = 1.0, power: float = 2.0, frequency_power: float = 1.0
-    ) -> None:
+    def __init__(self, centers: Tensor, alpha: float = 1.0, power: float = 2.0, frequency_power: float = 1.0) -> None:
         super().__init__()
         self.centers = nn.Parameter(centers.detach().clone())
         self.alpha, self.power, self.frequency_power = alpha, power, frequency_power

@@ -28,9 +28,7 @@ __all__ = [
 ]
 
 
-def evaluate(
-    labels_true: Any = None, labels_pred: Any = None, *, contingency: Any = None
-) -> dict[str, float]:
+def evaluate(labels_true: Any = None, labels_pred: Any = None, *, contingency: Any = None) -> dict[str, float]:
     """Every score of this module, and the numbers of samples, classes and clusters, from one table.
 
     Parameters
@@ -71,9 +69,7 @@ def evaluate(
     }
 
 
-def clustering_accuracy(
-    labels_true: Any = None, labels_pred: Any = None, *, contingency: Any = None
-) -> float:
+def clustering_accuracy(labels_true: Any = None, labels_pred: Any = None, *, contingency: Any = None) -> float:
     r"""Share of samples in the right class under the best one-to-one map of clusters to classes.
 
     .. math:: \max_\pi \frac{1}{n} \sum_j n_{\pi(j), j}
@@ -177,9 +173,7 @@ def adjusted_mutual_info(
     return scores.adjusted_mutual_info(summary, scores.information(summary), average_method)
 
 
-def adjusted_rand_index(
-    labels_true: Any = None, labels_pred: Any = None, *, contingency: Any = None
-) -> float:
+def adjusted_rand_index(labels_true: Any = None, labels_pred: Any = None, *, contingency: Any = None) -> float:
     """Rand index adjusted for chance, in exact integers up to the last division.
 
     Parameters
@@ -253,9 +247,7 @@ def completeness(labels_true: Any = None, labels_pred: Any = None, *, contingenc
     return scores.homogeneity_completeness(summary, scores.information(summary))[1]
 
 
-def v_measure(
-    labels_true: Any = None, labels_pred: Any = None, *, contingency: Any = None, beta: float = 1.0
-) -> float:
+def v_measure(labels_true: Any = None, labels_pred: Any = None, *, contingency: Any = None, beta: float = 1.0) -> float:
     """Weighted harmonic mean of homogeneity and completeness; ``beta`` above 1 weighs completeness more.
 
     Parameters
@@ -316,9 +308,7 @@ def _summary(labels_true: Any, labels_pred: Any, contingency: Any) -> Summary:
     if not isinstance(contingency, ContingencyTable):
         counts = as_integers(contingency, "contingency", ndim=2).long()
         contingency = ContingencyTable(counts, *(torch.arange(size) for size in counts.shape))
-    if bool(
-        (contingency.counts._values() if contingency.counts.is_sparse else contingency.counts).lt(0).any()
-    ):
+    if bool((contingency.counts._values() if contingency.counts.is_sparse else contingency.counts).lt(0).any()):
         raise ValueError("contingency holds negative counts; it must count samples")
     return scores.summary_of(contingency)
 

@@ -31,9 +31,7 @@ class CheckpointError(RuntimeError):
     """A file is damaged, was not written by fastdc, or does not fit what it is loaded into."""
 
 
-def write_checkpoint(
-    path: str | os.PathLike[str], tensors: dict[str, Tensor], description: dict[str, Any]
-) -> None:
+def write_checkpoint(path: str | os.PathLike[str], tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
     """Write named tensors and a description of JSON values to ``path``, atomically.
 
     Raises
@@ -95,9 +93,7 @@ class Saveable:
             for name, value in vars(self).items()
             if name.endswith("_") and not name.startswith("_")
         }
-        write_checkpoint(
-            path, tensors, {"class": type(self).__name__, "parameters": parameters, "fitted": fitted}
-        )
+        write_checkpoint(path, tensors, {"class": type(self).__name__, "parameters": parameters, "fitted": fitted})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **parameters: Any) -> Any:

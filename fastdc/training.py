@@ -62,9 +62,7 @@ class Term(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of one batch, zero-dimensional."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must say what its loss is: def forward(self, batch)"
-        )
+        raise NotImplementedError(f"{type(self).__name__} must say what its loss is: def forward(self, batch)")
 
     def refresh(self, z: Tensor) -> dict[str, Tensor]:
         """Look at the embedding of all rows; return zero-dimensional measurements for the history."""
@@ -94,9 +92,7 @@ class Objective:
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(what is minimised, the losses of the terms, detached and unweighted)."""
         losses = [term(batch) for term in self.terms]
-        total = sum(
-            (weight * loss for weight, loss in zip(self.weights, losses)), start=losses[0].new_zeros(())
-        )
+        total = sum((weight * loss for weight, loss in zip(self.weights, losses)), start=losses[0].new_zeros(()))
         return total, torch.stack([loss.detach() for loss in losses])
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-LARGEST_BLOCK = 4096  # rows; small enough to balance threads, large enough to hide a Python call
+LARGEST_BLOCK = 16384  # rows; small enough to balance threads, large enough to hide a Python call
 
 
 def block_rows(n_rows: int, multiple: int = 64, largest: int = LARGEST_BLOCK) -> int:

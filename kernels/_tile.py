@@ -74,6 +74,12 @@ def load_rows(x, centers, scratch):
     """Up to 64 rows x (m, n_features) into the scratch; lanes without a row repeat the last one."""
     m, n_features = x.shape
     columns, rows, shift = scratch.columns, scratch.rows, centers.shift
+    if n_features <= BY_DIFFERENCES:  # neither shifted rows nor norms are looked at
+        for lane in range(LANES):
+            row = x[min(lane, m - 1)]
+            for d in range(n_features):
+                columns[d, lane] = row[d]
+        return
     for lane in range(LANES):
         row = x[min(lane, m - 1)]
         norm = x.dtype.type(0)

@@ -4,7 +4,6 @@ import hashlib
 import warnings
 
 import numpy as np
-import pandas as pd
 import pytest
 import scipy.sparse
 import torch
@@ -356,7 +355,7 @@ VIEWS = {
     "big-endian": lambda x: x.astype(">f4"),
     "misaligned": lambda x: np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape),
     "list": lambda x: x.astype(np.float64).tolist(),
-    "frame": lambda x: pd.DataFrame(x),
+    "frame": lambda x: pytest.importorskip("pandas").DataFrame(x),
 }
 
 

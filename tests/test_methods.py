@@ -111,8 +111,7 @@ def test_dec_leaves_the_decoder_alone_and_idec_does_not(blobs):
     start = MLPAutoencoder(5, 2, (16,), torch.Generator().manual_seed(0))
     options = SMALL | {"pretrain_epochs": 0, "autoencoder": start, "tol": None}
     same = {
-        m: torch.equal(m(3, **options).fit(X).autoencoder_.decoder[0].weight, start.decoder[0].weight)
-        for m in METHODS
+        m: torch.equal(m(3, **options).fit(X).autoencoder_.decoder[0].weight, start.decoder[0].weight) for m in METHODS
     }
     assert same == {DEC: True, IDEC: False}
 
@@ -306,9 +305,7 @@ def test_T05_T06_constant_data_ends_with_a_warning(method, value):
 def test_diverging_training_raises_and_leaves_the_estimator_unfitted(method, blobs):
     X, _ = blobs
     estimator = method(3, **(SMALL | {"learning_rate": 1e30}))
-    with pytest.raises(
-        FloatingPointError, match=r"of stage 'refine': lower its|embedding is no longer finite: lower"
-    ):
+    with pytest.raises(FloatingPointError, match=r"of stage 'refine': lower its|embedding is no longer finite: lower"):
         estimator.fit(X)
     with pytest.raises(NotFittedError):
         estimator.predict(X)
@@ -390,9 +387,7 @@ def test_save_and_load_with_a_users_modules(blobs, tmp_path):
     estimator = IDEC(3, encoder=encoder, decoder=decoder, **SMALL).fit(X)
     path = tmp_path / "m.fastdc"
     estimator.save(path)
-    with pytest.raises(
-        CheckpointError, match="was made with decoder=<Linear>, encoder=<Sequential>; pass the like"
-    ):
+    with pytest.raises(CheckpointError, match="was made with decoder=<Linear>, encoder=<Sequential>; pass the like"):
         IDEC.load(path)
     loaded = IDEC.load(path, encoder=copy.deepcopy(encoder), decoder=nn.Linear(2, 5))
     assert_array_equal(loaded.predict_proba(X), estimator.predict_proba(X))

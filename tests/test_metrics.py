@@ -75,9 +75,7 @@ def test_by_hand():
     assert found["clustering_accuracy"] == 4 / 6
     assert found["purity"] == 5 / 6
     assert found["pair_f_measure"] == 2 * 2 / (6 + 4)
-    assert found["adjusted_rand_index"] == pytest.approx(
-        (2 - 6 * 4 / 15) / ((6 + 4) / 2 - 6 * 4 / 15), abs=1e-15
-    )
+    assert found["adjusted_rand_index"] == pytest.approx((2 - 6 * 4 / 15) / ((6 + 4) / 2 - 6 * 4 / 15), abs=1e-15)
     mutual = math.log(2) / 2 + math.log(4 / 3) / 3 + math.log(2 / 3) / 6
     cluster_entropy = math.log(6) / 6 + math.log(3) / 3 + math.log(2) / 2
     assert found["homogeneity"] == pytest.approx(mutual / math.log(2), abs=1e-15)
@@ -86,9 +84,7 @@ def test_by_hand():
     assert metrics.label_map(true, pred) == {0: 0, 1: 1}
 
 
-@pytest.mark.parametrize(
-    "shape", [(5, 2, 2), (300, 7, 30), (1797, 10, 10), (5000, 10, 12), (20_000, 100, 90)]
-)
+@pytest.mark.parametrize("shape", [(5, 2, 2), (300, 7, 30), (1797, 10, 10), (5000, 10, 12), (20_000, 100, 90)])
 def test_equals_sklearn(shape):
     true, pred = draw(*shape)
     for ours, theirs in PEERS.items():
@@ -169,9 +165,7 @@ def test_T40_more_pairs_than_int64():
     assert abs(found["adjusted_mutual_info"]) < 1e-9
 
 
-@pytest.mark.parametrize(
-    "sizes", [([1, 1], [1, 1]), ([3, 4], [5, 1, 1]), ([200, 300, 17], [400, 100, 16, 1])]
-)
+@pytest.mark.parametrize("sizes", [([1, 1], [1, 1]), ([3, 4], [5, 1, 1]), ([200, 300, 17], [400, 100, 16, 1])])
 def test_expected_information_is_exact(sizes):
     a, b = (np.array(side) for side in sizes)
     exact = exact_expected_information(a, b)
@@ -274,11 +268,7 @@ def test_T41_ties_cost_what_scipy_says(cells_solved_dense, density, shape, monke
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.integers(1, 6).flatmap(
-        lambda k: st.lists(st.lists(st.integers(0, 4), min_size=k, max_size=k), max_size=6)
-    )
-)
+@given(st.integers(1, 6).flatmap(lambda k: st.lists(st.lists(st.integers(0, 4), min_size=k, max_size=k), max_size=6)))
 def test_T41_matching_at_once_is_optimal(table):
     counts = np.array(table, dtype=np.int64).reshape(len(table), -1 if table else 1)
     wanted = counts[linear_sum_assignment(counts, maximize=True)].sum()

@@ -39,9 +39,7 @@ def test_round_trip(checkpoint):
     assert description["history"] == [{"loss": 0.1}]
 
 
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8], ids=str
-)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.bool, torch.uint8], ids=str)
 def test_dtypes_strides_and_shared_memory(tmp_path, dtype):
     base = torch.ones(4, 4).to(dtype)
     tensors = {"a": base.T, "b": base[::2], "c": base}

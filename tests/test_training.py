@@ -61,9 +61,7 @@ def test_an_epoch_holds_every_row_once_in_even_batches(x, batch_size):
 
 
 def test_orders_differ_between_epochs_and_agree_between_runs(x):
-    orders = [
-        [next(trainer.epoch()).rows for _ in range(2)] for trainer in (make_trainer(x), make_trainer(x))
-    ]
+    orders = [[next(trainer.epoch()).rows for _ in range(2)] for trainer in (make_trainer(x), make_trainer(x))]
     assert torch.equal(orders[0][0], orders[1][0])
     assert not torch.equal(orders[0][0], orders[0][1])
 
@@ -111,9 +109,7 @@ def test_parameters_without_a_gradient_stay(x):
     trainer = make_trainer(x)
     decoder = {name: value.clone() for name, value in trainer.network.decoder.state_dict().items()}
     Train(Norm(), "fit", 2, 1e-2).run(trainer)
-    assert all(
-        torch.equal(value, decoder[name]) for name, value in trainer.network.decoder.state_dict().items()
-    )
+    assert all(torch.equal(value, decoder[name]) for name, value in trainer.network.decoder.state_dict().items())
 
 
 def test_the_history_holds_means_over_batches(x):
@@ -131,9 +127,7 @@ def test_the_history_holds_means_over_batches(x):
     assert record["loss"] == pytest.approx(2 * expected)
 
 
-@pytest.mark.parametrize(
-    ("interval", "expected"), [(1, [*range(12)]), (4, [0, 4, 8]), (99, [0]), (None, [0, 9])]
-)
+@pytest.mark.parametrize(("interval", "expected"), [(1, [*range(12)]), (4, [0, 4, 8]), (99, [0]), (None, [0, 9])])
 def test_refreshes_come_every_so_many_steps(x, interval, expected):
     trainer, norm = make_trainer(x), Norm()
     Train(norm, "fit", 4, 1e-3, interval).run(trainer)
@@ -173,9 +167,7 @@ def test_callbacks_see_every_record_and_end_the_stage(x, kind):
 
 def test_a_diverging_loss_raises(x):
     trainer = make_trainer(x)
-    with pytest.raises(
-        FloatingPointError, match=r"the loss became (nan|inf) in epoch \d+ of stage 'fit': lower"
-    ):
+    with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch \d+ of stage 'fit': lower"):
         Train(Error(), "fit", 50, 1e30).run(trainer)
 
 

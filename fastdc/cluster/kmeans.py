@@ -156,9 +156,7 @@ class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
             centers = self._start(x, weight, n_clusters, random)
             with tqdm(total=max_iter, desc=f"k-means {run}/{n_runs}", disable=not self.verbose) as bar:
                 report = _Report(run, bar, self.callbacks or (), raises=self.check_finite)
-                found = lloyd(
-                    x, centers, weight, max_iter=max_iter, tol=tol, backend=self.backend, report=report
-                )
+                found = lloyd(x, centers, weight, max_iter=max_iter, tol=tol, backend=self.backend, report=report)
             if best is None or found.inertia < best.inertia:
                 best = found
         assert best is not None, "there is at least one run"
@@ -215,9 +213,7 @@ class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
             return RANDOM_RESTARTS if self.init == "random" else 1
         return read_count(self.n_init, "n_init")
 
-    def _start(
-        self, x: Tensor, weight: Tensor | None, n_clusters: int, random: np.random.Generator
-    ) -> Tensor:
+    def _start(self, x: Tensor, weight: Tensor | None, n_clusters: int, random: np.random.Generator) -> Tensor:
         """Centers to begin a run with."""
         if not isinstance(self.init, str):
             centers = read_points(self.init, dtype=x.dtype, device=x.device)
@@ -229,9 +225,7 @@ class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
             return centers
         if self.init == "k-means++":
             seed = int(random.integers(2**31 - 1))
-            return kmeans_plusplus(
-                x, n_clusters, sample_weight=weight, random_state=seed, backend=self.backend
-            ).centers
+            return kmeans_plusplus(x, n_clusters, sample_weight=weight, random_state=seed, backend=self.backend).centers
         if self.init == "random":
             chance = None if weight is None else weight.double().cpu().numpy()
             if chance is not None and np.count_nonzero(chance) < n_clusters:
@@ -252,9 +246,7 @@ class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
 class _Report:
     """What happens with the record of an iteration: history, progress bar, callbacks, a check."""
 
-    def __init__(
-        self, run: int, bar: tqdm, callbacks: Sequence[Callable[[Record], Any]], *, raises: bool
-    ) -> None:
+    def __init__(self, run: int, bar: tqdm, callbacks: Sequence[Callable[[Record], Any]], *, raises: bool) -> None:
         self.run, self.bar, self.callbacks, self.raises = run, bar, callbacks, raises
 
     def __call__(self, record: Record) -> bool:

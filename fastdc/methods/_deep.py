@@ -184,9 +184,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
                 verbose=bool(self.verbose),
             )
             try:
-                for stage in list(
-                    self.stages(head)
-                ):  # all at once, so that bad parameters show before training
+                for stage in list(self.stages(head)):  # all at once, so that bad parameters show before training
                     stage.run(trainer)
             except KeyboardInterrupt:
                 if not head.centers.isnan().any():
@@ -199,8 +197,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         labels = head.statistics(trainer.embed()).labels
         if bool((labels < 0).any()):
             raise FloatingPointError(
-                "the embedding is no longer finite: lower learning_rate "
-                f"({self.learning_rate}) or scale the data"
+                f"the embedding is no longer finite: lower learning_rate ({self.learning_rate}) or scale the data"
             )
         self.autoencoder_ = trainer.network.eval()
         self.head_ = head

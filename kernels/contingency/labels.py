@@ -31,9 +31,7 @@ def as_integers(values: Any, name: str, ndim: int = 1) -> Tensor:
     if tensor.dtype == torch.uint64:
         tensor = tensor.view(torch.int64)
         if bool((tensor < 0).any()):
-            raise ValueError(
-                f"{name} holds ids of 2**63 and above; int64 ids are the largest that are counted"
-            )
+            raise ValueError(f"{name} holds ids of 2**63 and above; int64 ids are the largest that are counted")
     return tensor
 
 
@@ -56,9 +54,7 @@ def _whole_numbers(tensor: Tensor, name: str) -> Tensor:
     if tensor.numel() == 0:
         return tensor.long()
     if bool(torch.isnan(tensor).any()):
-        raise ValueError(
-            f"{name} contains NaN: {int(torch.isnan(tensor).sum())} such entries; give each sample an id"
-        )
+        raise ValueError(f"{name} contains NaN: {int(torch.isnan(tensor).sum())} such entries; give each sample an id")
     if bool((tensor.abs() >= 2.0**63).any()):
         raise ValueError(f"{name} contains infinity or a value too large for int64")
     integers = tensor.long()

@@ -10,9 +10,7 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 CELLS_SOLVED_DENSE = 1 << 24
 
 
-def best_cells(
-    rows: np.ndarray, columns: np.ndarray, counts: np.ndarray, shape: tuple[int, int]
-) -> np.ndarray:
+def best_cells(rows: np.ndarray, columns: np.ndarray, counts: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Indices of the cells (rows, columns, counts) of a one-to-one matching with the largest sum, ascending.
 
     Cells must be distinct, with counts above zero; the matching need not be full.

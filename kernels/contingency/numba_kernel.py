@@ -14,9 +14,7 @@ from fastdc.kernels.contingency.axis import check_range
 
 ROWS_A_BLOCK = 1 << 16
 ROWS_A_ROUND = 1 << 31  # a private counter is 32 bits wide: half the cache of the int64 result
-CELLS_IN_L1 = (
-    2048  # up to here a thread counts into four tables, so that a hot cell does not stall the next row
-)
+CELLS_IN_L1 = 2048  # up to here a thread counts into four tables, so that a hot cell does not stall the next row
 PRIVATE_BYTES = 1 << 28  # all private tables together
 
 

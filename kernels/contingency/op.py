@@ -103,9 +103,7 @@ def contingency_table(
     columns = axis_of(labels_pred, n_clusters, "n_clusters")
     name = choose("contingency_table", labels_true, backend)
     n_cells = rows.size * columns.size
-    if n_cells > CELLS_ALWAYS_COUNTED and (
-        n_cells > 2 * len(labels_true) or 8 * n_cells > LARGEST_DENSE_BYTES
-    ):
+    if n_cells > CELLS_ALWAYS_COUNTED and (n_cells > 2 * len(labels_true) or 8 * n_cells > LARGEST_DENSE_BYTES):
         table = table_from_pairs(labels_true, labels_pred, rows, columns)
         n_cells = table.counts.shape[0] * table.counts.shape[1]
         keep = sparse is None and n_cells > max(CELLS_ALWAYS_COUNTED, 2 * len(labels_true))
@@ -125,15 +123,9 @@ def _counter(name: str) -> Callable[..., Tensor]:
     if name == "numba":
         from fastdc.kernels.contingency import numba_kernel
 
-        return (
-            numba_kernel.contingency_counts_numba_op if compiling else numba_kernel.contingency_counts_numba
-        )
+        return numba_kernel.contingency_counts_numba_op if compiling else numba_kernel.contingency_counts_numba
     if name == "triton":
         from fastdc.kernels.contingency import triton_kernel
 
-        return (
-            triton_kernel.contingency_counts_triton_op
-            if compiling
-            else triton_kernel.contingency_counts_triton
-        )
+        return triton_kernel.contingency_counts_triton_op if compiling else triton_kernel.contingency_counts_triton
     return contingency_counts_reference

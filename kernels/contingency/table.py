@@ -69,9 +69,7 @@ class ContingencyTable:
             return NotImplemented
         if self._has_ids_of(other) and self.counts.is_sparse == other.counts.is_sparse:
             total = self.counts + other.counts
-            return ContingencyTable(
-                total.coalesce() if total.is_sparse else total, self.classes, self.clusters
-            )
+            return ContingencyTable(total.coalesce() if total.is_sparse else total, self.classes, self.clusters)
         classes = torch.unique(torch.cat([self.classes, other.classes]))
         clusters = torch.unique(torch.cat([self.clusters, other.clusters]))
         if self.counts.is_sparse or other.counts.is_sparse:
@@ -126,9 +124,7 @@ def table_from_pairs(labels_true: Tensor, labels_pred: Tensor, rows: Axis, colum
     row, column, values = contingency_pairs(labels_true, labels_pred, rows.low, columns.low, columns.size)
     row, classes = _used(row, rows)
     column, clusters = _used(column, columns)
-    return ContingencyTable(
-        sparse_counts(row, column, values, (len(classes), len(clusters))), classes, clusters
-    )
+    return ContingencyTable(sparse_counts(row, column, values, (len(classes), len(clusters))), classes, clusters)
 
 
 def _used(positions: Tensor, axis: Axis) -> tuple[Tensor, Tensor]:

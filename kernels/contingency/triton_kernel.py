@@ -41,9 +41,7 @@ def contingency_counts_triton(
 ) -> Tensor:
     """int64 (n_rows, n_columns) counts of the pairs (labels_true - row_low, labels_pred - column_low)."""
     n, n_cells, device = len(labels_true), n_rows * n_columns, labels_true.device
-    processors = (
-        torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-    )
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
     choice = launch(n, n_cells, processors)
     # one cell more than the table: pairs outside of it are counted there
     partials = torch.zeros((choice.n_partials, n_cells + 1), dtype=torch.int64, device=device)

@@ -24,13 +24,7 @@ def nearest_center(x: Tensor, centers: Tensor, precision: str) -> tuple[Tensor, 
     label_rows, sq_dist_rows = labels.numpy(), sq_dists.numpy()
 
     def work(worker: int, start: int, stop: int) -> None:
-        tiles.nearest_block(
-            job.rows[start:stop],
-            job.centers,
-            job.scratch[worker],
-            label_rows[start:stop],
-            sq_dist_rows[start:stop],
-        )
+        sq_dist_rows[start:stop] = job.assign(worker, job.rows[start:stop], label_rows[start:stop])
 
     run_blocks(job.n, job.block, work)
     return labels, sq_dists
@@ -49,15 +43,9 @@ def kmeans_step(
     parts = [tiles.make_totals(job.k, job.d) for _ in job.scratch]
 
     def work(worker: int, start: int, stop: int) -> None:
-        tiles.step_block(
-            job.rows[start:stop],
-            job.centers,
-            job.scratch[worker],
-            weights[start:stop],
-            previous[start:stop],
-            label_rows[start:stop],
-            parts[worker],
-        )
+        x_block, block_labels = job.rows[start:stop], label_rows[start:stop]
+        sq_dists = job.assign(worker, x_block, block_labels)
+        tiles.add_rows(x_block, block_labels, sq_dists, weights[start:stop], previous[start:stop], parts[worker])
 
     def commit(worker: int) -> None:
         tiles.add_and_clear(parts[worker], total)
@@ -132,4 +120,12 @@ class _Job:
         self.rows = Rows(x, dtype)
         self.centers = tiles.prepare_centers(as_array(centers, dtype))
         self.block = block_rows(self.n)
-        self.scratch = [tiles.make_scratch(self.d, dtype) for _ in range(n_workers(-(-self.n // self.block)))]
+        workers = n_workers(-(-self.n // self.block))
+        self.scratch = [tiles.make_scratch(self.d, dtype) for _ in range(workers)]
+        self.sq_dists = [np.empty(self.block) for _ in range(workers)]
+
+    def assign(self, worker: int, x_block: NDArray, labels: NDArray) -> NDArray:
+        """Labels of a block into ``labels``; squared distances (float64), valid until the worker's next block."""
+        sq_dists = self.sq_dists[worker][: len(x_block)]
+        tiles.nearest_block(x_block, self.centers, self.scratch[worker], labels, sq_dists)
+        return sq_dists

@@ -97,7 +97,7 @@ def make_totals(n_clusters: int, n_features: int) -> Totals:
     )
 
 
-@jit
+@jit(inner=True)
 def load_columns(x, shift, scratch):
     """Up to 64 rows x (m, n_features) less the shift into scratch.columns; free lanes repeat the last row."""
     m, n_features = x.shape
@@ -115,7 +115,7 @@ def load_columns(x, shift, scratch):
             transpose(corner, 0, WIDEST, shift, d, scratch.columns, d * LANES + lane)
 
 
-@jit(reassociate=True)
+@jit(reassociate=True, inner=True)
 def _fill_sq_norms(n_features, scratch):
     sq_norms = scratch.sq_norms
     sq_norms[:] = sq_norms.dtype.type(0)
@@ -125,7 +125,7 @@ def _fill_sq_norms(n_features, scratch):
             sq_norms[lane] += column[lane] * column[lane]
 
 
-@jit
+@jit(inner=True)
 def _score_tiles(centers, scratch):
     """Scores of the loaded rows with every center, a tile at a time: scratch.best, second and nearest."""
     factors = centers.factors
@@ -147,7 +147,7 @@ def _score_tiles(centers, scratch):
             two_smallest(tile, centers.offsets, first, count, scratch.best, scratch.second, scratch.nearest, lane)
 
 
-@jit(reassociate=True)
+@jit(reassociate=True, inner=True)
 def _sq_distance(row, center):
     """Squared distance by differences in float64, where differences of float32 numbers are exact."""
     total = 0.0
@@ -157,7 +157,7 @@ def _sq_distance(row, center):
     return total
 
 
-@jit
+@jit(inner=True)
 def _mark_unsure(n_features, error, scratch):
     """scratch.unsure: lanes where a center other than the best may be the nearest.
 
@@ -178,7 +178,7 @@ def _mark_unsure(n_features, error, scratch):
         scratch.unsure[lane] = not (scratch.second[lane] - scratch.best[lane] > twice * scale + tiny)
 
 
-@jit
+@jit(inner=True)
 def _decide(x, centers, scratch):
     """Nearest center of row x by differences, of equals the lowest, and its squared distance; -1 if none."""
     nearest, smallest = -1, np.inf
@@ -194,7 +194,7 @@ def _decide(x, centers, scratch):
     return nearest, smallest
 
 
-@jit
+@jit(inner=True)
 def _nearest_tile(x, centers, scratch):
     """scratch.nearest and sq_dists of up to 64 rows x."""
     n_features = x.shape[1]
@@ -213,7 +213,7 @@ def _nearest_tile(x, centers, scratch):
 
 @jit
 def nearest_block(x, centers, scratch, labels, sq_dists):
-    """labels and sq_dists of rows x (m, n_features)."""
+    """labels and sq_dists (float64) of rows x (m, n_features)."""
     for start in range(0, x.shape[0], LANES):
         part = x[start : start + LANES]
         _nearest_tile(part, centers, scratch)
@@ -223,31 +223,20 @@ def nearest_block(x, centers, scratch, labels, sq_dists):
 
 
 @jit
-def step_block(x, centers, scratch, weights, previous, labels, totals):
-    """labels of rows x and their sums into totals; weights and previous labels (m,), or empty for none."""
-    sums, counts, members, inertia, n_changed = totals
-    for start in range(0, x.shape[0], LANES):
-        part = x[start : start + LANES]
-        _nearest_tile(part, centers, scratch)
-        for lane in range(part.shape[0]):
-            i = start + lane
-            label = np.int64(scratch.nearest[lane])
-            labels[i] = label
-            if previous.size == 0 or previous[i] != label:
-                n_changed[0] += 1
-            if label < 0:
-                continue
-            weight = weights[i] if weights.size > 0 else 1.0
-            members[label] += 1
-            counts[label] += weight
-            inertia[0] += weight * scratch.sq_dists[lane]
-            total, row = sums[label], part[lane]
-            if weights.size == 0:
-                for d in range(row.size):
-                    total[d] += row[d]
-            else:
-                for d in range(row.size):
-                    total[d] += weight * row[d]
+def add_rows(x, labels, sq_dists, weights, previous, totals):
+    """Add rows x to the totals of their labels; weights and previous labels are (m,), or empty for none."""
+    for i in range(x.shape[0]):
+        label = labels[i]
+        if previous.size == 0 or previous[i] != label:
+            totals.n_changed[0] += 1
+        if label < 0:
+            continue
+        weight = weights[i] if weights.size > 0 else 1.0
+        totals.members[label] += 1
+        totals.counts[label] += weight
+        totals.inertia[0] += weight * sq_dists[i]
+        for d in range(x.shape[1]):
+            totals.sums[label, d] += weight * x[i, d]
 
 
 @jit

@@ -1,7 +1,7 @@
 """CPU kernels: 64 rows against all centers at a time, in a tile that stays in cache.
 
 Each op here is a Python loop over blocks of rows (``run_blocks``) around one compiled function of
-``numba_tiles.py`` a block. Sums over rows are float32 within a block of at most 4,096 rows and float64 across
+``numba_tiles.py`` a block. Sums over rows are float32 within a block of at most 16,384 rows and float64 across
 blocks, committed in order.
 """
 

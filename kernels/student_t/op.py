@@ -241,7 +241,7 @@ def target_distribution(
     --------
     >>> import torch
     >>> target_distribution(torch.tensor([[0.8, 0.2], [0.5, 0.5]]))
-    tensor([[0.9032, 0.0968],
+    tensor([[0.8960, 0.1040],
             [0.3500, 0.6500]])
     """
     check_points(q, "q", "n_clusters")
@@ -348,7 +348,7 @@ def dec_loss(
     >>> loss = dec_loss(x, torch.tensor([[0.0], [4.0]]))
     >>> loss.backward()
     >>> round(loss.item(), 4), x.grad.shape
-    (0.0283, torch.Size([3, 1]))
+    (0.0465, torch.Size([3, 1]))
     """
     check_points(x)
     check_centers(centers, x)
