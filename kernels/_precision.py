@@ -28,6 +28,8 @@ def resolve_precision(precision: str | None, backend: str, x: Tensor) -> str:
                 f"{backend} on {x.dtype} computes in 'ieee'"
             )
         return "ieee"
+    if precision == "tf32x3" and torch.version.hip:
+        raise ValueError("precision 'tf32x3' is not to be had on AMD GPUs; 'bf16x6' is as accurate")
     if precision is not None:
         return precision
     if x.device.type != "cuda":

@@ -1,4 +1,4 @@
-"""The Student t room on CPUs; Triton's kernels have a file of their own."""
+"""Values of the Student t room on CPUs; Triton's kernels have a file of their own."""
 
 import math
 import warnings
@@ -8,73 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-import fastdc
-from fastdc.kernels import BackendError
 from fastdc.kernels._accuracy import assert_not_worse_than_torch, relative_error
 from fastdc.kernels.student_t import (
     StudentTStatistics,
-    custom_ops,
     dec_loss,
     student_t_assign,
     student_t_statistics,
     target_distribution,
 )
-
-SHAPES = [(1, 1, 1), (7, 3, 5), (257, 10, 33), (320, 129, 64), (65, 20, 10), (300, 5, 17)]  # n, k, d
-EXPONENTS = [(1.0, 2.0, 1.0), (2.5, 1.5, 0.5)]  # alpha, power, frequency_power
-TARGETS = ["batch", "frequency", "given", "frozen"]
-DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-
-
-def name_shape(shape):
-    return "N{}-K{}-D{}".format(*shape)
-
-
-def make_points(n, k, d, dtype=torch.float32, offset=0.0, spread=0.7, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    centers = torch.randn(k, d, generator=generator) * 2
-    rows = torch.randint(k, (n,), generator=generator)
-    x = centers[rows] + torch.randn(n, d, generator=generator) * spread
-    return (x + offset).to(dtype), (centers + offset).to(dtype)
-
-
-def make_target(kind, x, centers, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    n, k = x.shape[0], centers.shape[0]
-    frequency = torch.rand(k, generator=generator, dtype=torch.float64) + 0.1
-    if kind == "frequency":
-        return {"frequency": frequency}
-    if kind == "given":
-        return {"target": torch.rand(n, k, generator=generator).softmax(1).to(x.dtype)}
-    if kind == "frozen":
-        moved = x + 0.1 * torch.randn(x.shape, generator=generator).to(x.dtype)
-        return {"target_x": moved, "target_centers": centers + 0.1, "frequency": frequency}
-    return {}
-
-
-def loss_and_gradients(x, centers, backend, **options):
-    x, centers = x.detach().requires_grad_(), centers.detach().requires_grad_()
-    loss = dec_loss(x, centers, backend=backend, **options)
-    loss.backward()
-    return loss.detach(), x.grad, centers.grad
-
-
-def in_float64(options):
-    return {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in options.items()}
-
-
-def check_loss(make_case, dtype=torch.float32, seeds=4):
-    """Loss and both gradients of ``make_case(seed) -> x, centers, options`` against torch's, over several draws."""
-    results = []
-    for seed in range(seeds):
-        x, centers, options = make_case(seed)
-        truth = loss_and_gradients(x.double(), centers.double(), "reference", **in_float64(options))
-        plain = loss_and_gradients(x, centers, "reference", **options)
-        got = loss_and_gradients(x, centers, "numba", **options)
-        results.append(list(zip(got, plain, truth)))
-    for name, factor, cases in zip(("loss", "x", "centers"), (2, 3, 3), zip(*results)):
-        assert_not_worse_than_torch(cases, factor=factor, dtype=dtype, name=name)
-
+from tests.student_t_cases import (
+    DTYPES,
+    EXPONENTS,
+    SHAPES,
+    TARGETS,
+    check_loss,
+    loss_and_gradients,
+    make_points,
+    make_target,
+    name_shape,
+)
 
 # --- cases by hand and by independent formulas
 
@@ -342,253 +294,6 @@ def test_T21_read_only_memory():
     before = array.copy()
     dec_loss(x, x[:3].clone())
     assert np.array_equal(before, array)
-
-
-# --- autograd, compilation
-
-
-def test_gradients_are_computed_only_where_needed(monkeypatch):
-    x, centers = make_points(100, 6, 20)
-    flags = []
-    original = custom_ops.DEC_LOSS["numba"]
-    monkeypatch.setitem(custom_ops.DEC_LOSS, "numba", lambda *args: (flags.append(args[-2:]), original(*args))[1])
-    dec_loss(x.requires_grad_(), centers).backward()
-    dec_loss(x.detach(), centers.requires_grad_()).backward()
-    with torch.no_grad():
-        dec_loss(x, centers)
-    assert flags == [(True, False), (False, True), (False, False)]
-
-
-def test_retain_graph_gives_the_same_gradients_again():
-    x, centers = make_points(100, 6, 20)
-    x.requires_grad_()
-    loss = dec_loss(x, centers)
-    first = torch.autograd.grad(loss, x, retain_graph=True)[0]
-    copy = first.clone()
-    second = torch.autograd.grad(3 * loss, x)[0]
-    assert torch.equal(first, copy)
-    assert torch.allclose(second, 3 * first)
-
-
-def test_second_derivatives_raise():
-    x, centers = make_points(20, 3, 4)
-    x.requires_grad_()
-    (grad,) = torch.autograd.grad(dec_loss(x, centers), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula"):
-        (grad.square().sum() + x.sum()).backward()
-
-
-@pytest.mark.parametrize("op", [dec_loss, student_t_assign], ids=lambda f: f.__name__)
-def test_transforms_without_a_rule_raise(op):
-    x, centers = make_points(20, 3, 4)
-    with pytest.raises(NotImplementedError, match="has no rule"):
-        torch.func.grad(lambda x: op(x, centers).sum())(x)
-    with pytest.raises(NotImplementedError, match="has no rule"):
-        torch.func.jvp(lambda x: op(x, centers), (x,), (torch.ones_like(x),))
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_vmap():
-    _, centers = make_points(20, 3, 4)
-    batch = torch.randn(3, 20, 4)
-    losses = torch.func.vmap(lambda x: dec_loss(x, centers))(batch)
-    assert torch.allclose(losses, torch.stack([dec_loss(x, centers) for x in batch]))
-
-
-def test_opcheck():
-    x, centers = make_points(70, 6, 20)
-    x.requires_grad_(), centers.requires_grad_()
-    frequency = torch.rand(6) + 1
-    scalars = [1.0, 2.0, 1.0, 70.0]
-    for target in ((None, None, None, None), (None, x.detach(), centers.detach(), frequency)):
-        torch.library.opcheck(custom_ops.DEC_LOSS["numba"], (x, centers, *target, scalars, "ieee", True, True))
-    torch.library.opcheck(custom_ops.ASSIGN["numba"], (x, centers, 1.0, "ieee"))
-    torch.library.opcheck(custom_ops.STATISTICS["numba"], (x.detach(), centers.detach(), 1.0, None, "ieee"))
-    torch.library.opcheck(custom_ops.TARGET["numba"], (torch.rand(9, 6), frequency, 2.0, 1.0))
-
-
-def test_compiles_into_one_graph():
-    x, centers = make_points(150, 6, 20)
-
-    def training_loss(x, centers):
-        labels = student_t_statistics(x, centers).labels
-        return dec_loss(x * 1.0, centers) + student_t_assign(x, centers).square().mean() + 0.0 * labels.sum()
-
-    compiled = torch.compile(training_loss, fullgraph=True, backend="aot_eager", dynamic=True)
-    gradients = []
-    for function in (training_loss, compiled):
-        a, b = x.clone().requires_grad_(), centers.clone().requires_grad_()
-        function(a, b).backward()
-        gradients.append((a.grad, b.grad))
-    for eager, graph in zip(*gradients):
-        assert torch.allclose(eager, graph, rtol=1e-6)
-
-
-def test_backend_switch_recompiles():
-    x, centers = make_points(50, 3, 4)
-    compiled = torch.compile(lambda x, c: dec_loss(x, c), fullgraph=True, backend="eager")
-    first = compiled(x, centers)
-    with fastdc.use_backend("reference"):
-        second = compiled(x, centers)
-    assert torch.allclose(first, second, rtol=1e-5)
-
-
-def test_autocast_and_loss_scale():
-    x, centers = make_points(100, 6, 20)
-    weight = torch.eye(20, requires_grad=True)
-    centers.requires_grad_()
-    with torch.autocast("cpu", torch.bfloat16):
-        z = x @ weight
-        loss = dec_loss(z, centers)
-    assert z.dtype == torch.bfloat16
-    assert loss.dtype == torch.float32
-    (loss * 65536.0).backward()
-    assert weight.grad.dtype == centers.grad.dtype == torch.float32
-    _, _, exact = loss_and_gradients(z.detach().float(), centers, "reference")
-    assert relative_error(centers.grad / 65536.0, exact) < 1e-5
-
-
-def test_half_gradients_do_not_vanish_in_large_batches():
-    x, centers = make_points(20000, 4, 6, torch.float16)
-    x.requires_grad_()
-    (dec_loss(x, centers) * 65536.0).backward()
-    _, exact, _ = loss_and_gradients(x.detach().double(), centers.double(), "reference")
-    assert relative_error(x.grad.double() / 65536.0, exact) < 1e-3
-
-
-# --- inputs that must be answered
-
-
-@pytest.mark.parametrize("d", [3, 20])
-def test_T38_extreme_distances_and_alpha(d):
-    x = torch.zeros(4, d)
-    x[1, 0], x[2, 0], x[3, 0] = 1e10, 1e20, 3.0
-    centers = torch.zeros(2, d)
-    centers[1, 0] = 3.0
-    for alpha in (1.0, 1e-3, 50.0):
-        loss, grad_x, grad_centers = loss_and_gradients(x, centers, "numba", alpha=alpha)
-        q = student_t_assign(x, centers, alpha)
-        assert all(bool(torch.isfinite(t).all()) for t in (loss, grad_x, grad_centers, q))
-        assert torch.allclose(q.sum(1), torch.ones(4))
-        assert q[0, 0] > 0.5
-
-
-def test_T38_a_cluster_without_mass_gets_no_target():
-    q = torch.tensor([[0.5, 0.5, 0.0], [0.25, 0.75, 0.0]])
-    for backend in ("reference", "numba"):
-        p = target_distribution(q, backend=backend)
-        assert torch.equal(p[:, 2], torch.zeros(2))
-        assert bool(torch.isfinite(p).all())
-    x, centers = make_points(30, 3, 4)
-    loss, *gradients = loss_and_gradients(x, centers, "numba", frequency=torch.tensor([1.0, 0.0, 2.0]))
-    assert all(bool(torch.isfinite(t).all()) for t in (loss, *gradients))
-
-
-@pytest.mark.parametrize("d", [4, 20])
-def test_T03_a_row_with_nan(d):
-    x, centers = make_points(100, 5, d)
-    clean = student_t_statistics(torch.cat([x[:7], x[8:]]), centers)
-    x[7, 1] = float("nan")
-    for backend in ("reference", "numba"):
-        dirty = student_t_statistics(x, centers, backend=backend)
-        assert dirty.labels[7] == -1
-        assert torch.allclose(dirty.frequency, clean.frequency, rtol=1e-5)
-        for target in TARGETS:
-            assert torch.isnan(dec_loss(x, centers, backend=backend, **make_target(target, *make_points(100, 5, d))))
-    with pytest.raises(ValueError, match=r"Input x contains NaN: 1 such entries, the first at index \[7, 1\]"):
-        dec_loss(x, centers, check_finite=True)
-
-
-def test_T19_ties_go_to_the_lowest_index():
-    centers = torch.tensor([[1.0], [-1.0], [1.0]])
-    for backend in ("reference", "numba"):
-        assert student_t_statistics(torch.zeros(70, 1), centers, backend=backend).labels.unique().tolist() == [0]
-
-
-def test_poisoned_memory(monkeypatch):
-    """Every element of a result is written: uninitialised memory is filled with NaN here."""
-    original = np.empty
-
-    def poisoned(shape, dtype=float, **options):
-        array = original(shape, dtype, **options)
-        if array.dtype.kind == "f":
-            array.fill(np.nan)
-        return array
-
-    monkeypatch.setattr(np, "empty", poisoned)
-    for d in (5, 20):
-        x, centers = make_points(131, 7, d)
-        tensors = [
-            student_t_assign(x, centers),
-            *student_t_statistics(x, centers),
-            *loss_and_gradients(x, centers, "numba"),
-        ]
-        assert all(bool(torch.isfinite(t).all()) for t in tensors)
-
-
-BAD = [
-    (dict(x=np.zeros((3, 2))), TypeError, "x must be a torch.Tensor, got ndarray"),
-    (
-        dict(x=torch.zeros(3)),
-        ValueError,
-        r"x must be 2-D, of shape \(n_samples, n_features\), got shape \(3,\)",
-    ),
-    (
-        dict(x=torch.zeros(3, 2, dtype=torch.int64)),
-        TypeError,
-        "x must be float32, float64, float16 or bfloat16",
-    ),
-    (dict(x=torch.zeros(0, 2)), ValueError, r"x is empty, shape \(0, 2\)"),
-    (dict(x=torch.zeros(3, 0)), ValueError, "x is empty"),
-    (
-        dict(centers=torch.zeros(2, 3)),
-        ValueError,
-        r"centers has 3 features but x has 2; both must be \(…, n_features\)",
-    ),
-    (dict(centers=torch.zeros(2, 2, device="meta")), ValueError, "centers is on meta but x is on cpu"),
-    (dict(alpha=0.0), ValueError, "alpha must be a finite number above 0, got 0.0"),
-    (dict(power=-1.0), ValueError, "power must be a finite number above 0"),
-    (dict(frequency_power=-1.0), ValueError, "frequency_power must be a finite number, 0 or above"),
-    (dict(reduction="none"), ValueError, "reduction must be one of"),
-    (dict(frequency=torch.ones(3)), ValueError, r"frequency must have shape \(2,\)"),
-    (dict(target=torch.ones(3, 3)), ValueError, r"target must have shape \(3, 2\)"),
-    (dict(target=torch.ones(3, 2), frequency=torch.ones(2)), ValueError, "target is P itself"),
-    (dict(target_x=torch.ones(3, 2)), ValueError, "target_x, target_centers and frequency go together"),
-    (
-        dict(target_x=torch.ones(4, 2), target_centers=torch.ones(2, 2), frequency=torch.ones(2)),
-        ValueError,
-        "target_x has 4 rows but x has 3",
-    ),
-    (dict(backend="cuda"), ValueError, "backend must be one of"),
-    (dict(backend="triton"), BackendError, "triton kernels need GPU tensors"),
-    (dict(precision="tf32"), ValueError, "precision 'tf32' needs the triton backend"),
-    (dict(precision="fp8"), ValueError, "precision must be one of"),
-]
-
-
-@pytest.mark.parametrize(("options", "error", "message"), BAD, ids=lambda v: v if isinstance(v, str) else "")
-def test_bad_input(options, error, message):
-    arguments = {"x": torch.zeros(3, 2), "centers": torch.zeros(2, 2), **options}
-    with pytest.raises(error, match=message):
-        dec_loss(arguments.pop("x"), arguments.pop("centers"), **arguments)
-
-
-def test_previous_labels_are_checked():
-    x, centers = make_points(5, 2, 2)
-    with pytest.raises(TypeError, match="previous_labels must be int64"):
-        student_t_statistics(x, centers, 1.0, torch.zeros(5))
-    with pytest.raises(ValueError, match=r"previous_labels must have shape \(5,\)"):
-        student_t_statistics(x, centers, 1.0, torch.zeros(4, dtype=torch.int64))
-    with pytest.raises(ValueError, match="at least one chunk"):
-        StudentTStatistics.merge([])
-
-
-def test_T25_inference_mode_and_detached_results():
-    x, centers = make_points(20, 3, 4)
-    with torch.inference_mode():
-        assert dec_loss(x, centers).isfinite()
-    assert not student_t_statistics(x.requires_grad_(), centers).confidence.requires_grad
-    assert not target_distribution(student_t_assign(x, centers)).requires_grad
 
 
 @pytest.mark.slow
