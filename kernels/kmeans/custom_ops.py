@@ -1,7 +1,8 @@
 """One torch operator an implementation, with shapes for tracing. These ops have no gradients.
 
 Operators are opaque to ``torch.compile``, so kernels may loop in Python; the kernels themselves are imported
-when first called.
+when first called. Eager calls go to the kernels directly: the first call of any operator imports all of torch's
+compiler, over a second.
 """
 
 from __future__ import annotations
@@ -27,6 +28,55 @@ def _kernels(backend: str) -> Any:
     from fastdc.kernels.kmeans import triton_kernel
 
     return triton_kernel
+
+
+def nearest_center(backend: str, x: Tensor, centers: Tensor, precision: str) -> tuple[Tensor, Tensor]:
+    run = _kernels(backend).nearest_center if _is_eager(x, centers) else NEAREST[backend]
+    return run(x, centers, precision)
+
+
+def kmeans_step(
+    backend: str,
+    x: Tensor,
+    centers: Tensor,
+    sample_weight: Tensor | None,
+    previous_labels: Tensor | None,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    eager = _is_eager(x, centers, sample_weight, previous_labels)
+    run = _kernels(backend).kmeans_step if eager else STEP[backend]
+    return run(x, centers, sample_weight, previous_labels, precision)
+
+
+def kmeans_plusplus(
+    backend: str, x: Tensor, sample_weight: Tensor | None, n_clusters: int, n_candidates: int, seed: int
+) -> Tensor:
+    if _is_eager(x, sample_weight):
+        return _chosen_rows(backend, x, sample_weight, n_clusters, n_candidates, seed)
+    return PLUSPLUS[backend](x, sample_weight, n_clusters, n_candidates, seed)
+
+
+def _is_eager(*tensors: Tensor | None) -> bool:
+    """Whether these are plain tensors that nothing traces, transforms or intercepts."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+    )
+
+
+def _chosen_rows(
+    backend: str, x: Tensor, sample_weight: Tensor | None, n_clusters: int, n_candidates: int, seed: int
+) -> Tensor:
+    """Indices (n_clusters,) of the initial centers."""
+    weights = usable_weights(x, sample_weight)
+    uniforms = draw_uniforms(n_clusters, n_candidates, seed)
+    if backend == "reference":
+        return kmeans_plusplus_reference(x, weights, torch.from_numpy(uniforms).to(x.device))
+    seeding = _kernels(backend).Seeding(x, weights)
+    on_host = np.empty(0) if weights is None else weights.cpu().numpy()
+    return torch.from_numpy(seed_centers(seeding, on_host, len(x), uniforms)).to(x.device)
 
 
 def _register_nearest(backend: str) -> Any:
@@ -77,13 +127,7 @@ def _register_plusplus(backend: str) -> Any:
 
     @torch.library.custom_op(f"fastdc::kmeans_plusplus_{backend}", mutates_args=())
     def plusplus(x: Tensor, sample_weight: Tensor | None, n_clusters: int, n_candidates: int, seed: int) -> Tensor:
-        weights = usable_weights(x, sample_weight)
-        uniforms = draw_uniforms(n_clusters, n_candidates, seed)
-        if backend == "reference":
-            return kmeans_plusplus_reference(x, weights, torch.from_numpy(uniforms).to(x.device))
-        seeding = _kernels(backend).Seeding(x, weights)
-        on_host = np.empty(0) if weights is None else weights.cpu().numpy()
-        return torch.from_numpy(seed_centers(seeding, on_host, len(x), uniforms)).to(x.device)
+        return _chosen_rows(backend, x, sample_weight, n_clusters, n_candidates, seed)
 
     @plusplus.register_fake
     def _(x: Tensor, sample_weight: Tensor | None, n_clusters: int, n_candidates: int, seed: int) -> Tensor:

@@ -24,7 +24,8 @@ def nearest_center(x: Tensor, centers: Tensor, precision: str) -> tuple[Tensor, 
     label_rows, sq_dist_rows = labels.numpy(), sq_dists.numpy()
 
     def work(worker: int, start: int, stop: int) -> None:
-        sq_dist_rows[start:stop] = job.assign(worker, job.rows[start:stop], label_rows[start:stop])
+        with np.errstate(over="ignore"):  # what is beyond the dtype's range is infinite
+            sq_dist_rows[start:stop] = job.assign(worker, job.rows[start:stop], label_rows[start:stop])
 
     run_blocks(job.n, job.block, work)
     return labels, sq_dists

@@ -118,7 +118,7 @@ def nearest_center(
     x, centers = x.detach(), centers.detach()
     if name == "reference":
         return NearestCenter(*nearest_center_reference(x, centers))
-    return NearestCenter(*custom_ops.NEAREST[name](x, centers, precision))
+    return NearestCenter(*custom_ops.nearest_center(name, x, centers, precision))
 
 
 def kmeans_step(
@@ -199,7 +199,7 @@ def kmeans_step(
     sample_weight = None if sample_weight is None else sample_weight.detach()
     if name == "reference":
         return KMeansStep(*kmeans_step_reference(x, centers, sample_weight, previous_labels))
-    return KMeansStep(*custom_ops.STEP[name](x, centers, sample_weight, previous_labels, precision))
+    return KMeansStep(*custom_ops.kmeans_step(name, x, centers, sample_weight, previous_labels, precision))
 
 
 def center_update(sums: Tensor, counts: Tensor, centers: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def kmeans_plusplus(
     seed = _seed(random_state)
     name = choose("kmeans_plusplus", x, backend)
     x = x.detach()
-    indices = custom_ops.PLUSPLUS[name](x, sample_weight, n_clusters, n_candidates, seed)
+    indices = custom_ops.kmeans_plusplus(name, x, sample_weight, n_clusters, n_candidates, seed)
     return KMeansPlusPlus(x[indices], indices)
 
 
