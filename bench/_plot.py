@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench._rows import Row, slowdowns
+from bench._text import STATUS_WORDS, figure, machine_text, ratio_text, shape_text
 
 OURS = ("numba", "triton", "reference")
 _OURS_COLOUR, _REFERENCE_COLOUR, _OTHER_COLOUR = "#1b6ca8", "#8fb8d6", "#b9b4ab"
@@ -17,8 +18,6 @@ def plot_op(rows: Sequence[Row], path: Path) -> None:
     Needs matplotlib. The kind of file follows from the ending of ``path``.
     """
     from matplotlib.figure import Figure
-
-    from bench.report import STATUS_WORDS, figure, machine_text, ratio_text, shape_text
 
     panels = list(dict.fromkeys(row.group for row in rows))
     tallest = max(sum(row.group == group for row in rows) for group in panels)

@@ -7,22 +7,16 @@ last one counts.
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bench._environment import ROOT
 from bench._rows import Row, holds_rows, latest, read_rows, slowdowns
+from bench._text import STATUS_WORDS, figure, machine_text, ratio_text, shape_text
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 COLUMNS = ("provider", "ms", "20-80 %", "x slower", "peak MB", "first call s", "% roof", "error")
-STATUS_WORDS = {
-    "wrong": "wrong result",
-    "missing": "not installed",
-    "out_of_memory": "out of memory",
-    "failed": "failed",
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -110,33 +104,6 @@ def replace_between_markers(path: Path, table: str) -> None:
     if start < 0 or stop < start:
         raise ValueError(f"{path.name} needs the lines {BEGIN} and {END}, in this order, to hold the table")
     path.write_text(f"{text[: start + len(BEGIN)]}\n{table}\n{text[stop:]}", encoding="utf-8")
-
-
-def shape_text(row: Row) -> str:
-    """The shape of a row as in ``n=1,000,000 k=10``."""
-    return " ".join(f"{name}={size:,}" for name, size in row.shape.items())
-
-
-def machine_text(row: Row) -> str:
-    """Device, threads, dtype and torch version of a row."""
-    threads = "" if row.device == "cuda" else f"{row.threads} thread{'s' * (row.threads != 1)}, "
-    return f"{row.device_name}, {threads}{row.dtype}, torch {row.versions.get('torch')}"
-
-
-def figure(value: float | None, scale: float = 1.0) -> str:
-    """Three significant digits, never in exponent form; empty for None."""
-    if value is None:
-        return ""
-    value *= scale
-    if value == 0:
-        return "0"
-    return f"{value:,.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
-
-
-def ratio_text(ratio: float | None) -> str:
-    if ratio is None:
-        return ""
-    return "best" if ratio == 1 else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
 
 
 def _fact(row: Row, name: str) -> str:
