@@ -41,10 +41,13 @@ VECTOR_BYTES, ROWS, VECTORS = _register_file()
 INNER = 256  # terms of the reduction between two visits to the output: its operands stay in cache
 
 
-def _make_tile(rows: int, vectors: int) -> Any:
+def _make_tile(rows: int, vectors: int, differences: bool = False) -> Any:
     @intrinsic
     def tile(typingctx, a, lda, b, ldb, out, ldo, inner, accumulate):
-        """out[:rows, :vectors] (+)= a[:rows, :inner] @ b[:inner, :vectors], from pointers to their first elements."""
+        """out[:rows, :vectors] (+)= a[:rows, :inner] @ b[:inner, :vectors], from pointers to their first elements.
+
+        With ``differences`` the terms are (b - a)^2 instead of a b.
+        """
         signature = types.void(a, types.intp, b, types.intp, out, types.intp, types.intp, types.boolean)
 
         def codegen(context, builder, sig, args):
@@ -88,7 +91,12 @@ def _make_tile(rows: int, vectors: int) -> Any:
             b_row = at(b, builder.mul(k, ldb))
             b_vectors = [load(at(b_row, index(v * lanes))) for v in range(vectors)]
             factors = [broadcast(builder.load(at(row, k), typ=scalar)) for row in a_rows]
-            updated = [builder.call(fma, [factors[i], b_vectors[v], s]) for (i, v), s in zip(places, sums)]
+            updated = []
+            for (i, v), partial in zip(places, sums):
+                left, right = factors[i], b_vectors[v]
+                if differences:
+                    left = right = builder.fsub(right, left)
+                updated.append(builder.call(fma, [left, right, partial]))
             following = builder.add(k, index(1))
             k.add_incoming(following, body)
             for phi, value in zip(sums, updated):
@@ -115,6 +123,8 @@ _tile = _make_tile(ROWS, VECTORS)
 _tile_one_row = _make_tile(1, VECTORS)
 _tile_one_vector = _make_tile(ROWS, 1)
 _tile_least = _make_tile(1, 1)
+_sq_dists_tile = _make_tile(ROWS, VECTORS, differences=True)
+_sq_dists_one_row = _make_tile(1, VECTORS, differences=True)
 
 
 @intrinsic
@@ -155,38 +165,59 @@ def _product(a, b, out, m, inner, n, lanes, accumulate):
             column += VECTORS * lanes if wide else lanes
 
 
-_SYMBOLS = {types.float32: "fastdc_gemm_float32", types.float64: "fastdc_gemm_float64"}
-for _element, _symbol in _SYMBOLS.items():
-    _pointer = types.CPointer(_element)
-    export(
-        _symbol,
-        types.void(_pointer, _pointer, _pointer, types.intp, types.intp, types.intp, types.intp, types.boolean),
-        _product,
-    )
+def _sq_dists(a, b, out, m, inner, n, lanes, accumulate):
+    """out[i, l] = sum over k of (a[i, k] - b[k, l])^2; n a multiple of VECTORS * lanes."""
+    for column in range(0, n, VECTORS * lanes):
+        row = 0
+        while row < m:
+            a_at, b_at, out_at = _at(a, row * inner), _at(b, column), _at(out, row * n + column)
+            if row + ROWS <= m:
+                _sq_dists_tile(a_at, inner, b_at, n, out_at, n, inner, accumulate)
+                row += ROWS
+            else:
+                _sq_dists_one_row(a_at, inner, b_at, n, out_at, n, inner, accumulate)
+                row += 1
 
 
-@intrinsic
-def gemm(typingctx, a, b, out, accumulate):
-    """gemm(a, b, out, accumulate) inside kernels: out (+)= a @ b.
+def _export_for_arrays(name: str, function: Any) -> Any:
+    """Compile the function for float32 and float64, and make what kernels call it by: f(a, b, out, accumulate)."""
+    symbols = {element: f"fastdc_{name}_{element.name}" for element in (types.float32, types.float64)}
+    for element, symbol in symbols.items():
+        pointer = types.CPointer(element)
+        sizes = [types.intp] * 4
+        export(symbol, types.void(pointer, pointer, pointer, *sizes, types.boolean), function)
 
-    Row-major a (m, inner), b (inner, n), out (m, n) of one dtype, float32 or float64; n a multiple of 16, inner
-    at least 1. Each element of out is one chain of fused multiply-adds in the order of the reduction (restarted
-    every ``INNER`` terms), whatever tile it falls into.
-    """
-    if not (a.dtype == b.dtype == out.dtype and out.dtype in _SYMBOLS):
-        raise TypingError(f"gemm needs three arrays of one dtype, float32 or float64, got {a}, {b} and {out}")
+    @intrinsic
+    def call(typingctx, a, b, out, accumulate):
+        if not (a.dtype == b.dtype == out.dtype and out.dtype in symbols):
+            raise TypingError(f"{name} needs three arrays of one dtype, float32 or float64, got {a}, {b}, {out}")
 
-    def codegen(context, builder, signature, args):
-        arrays = [context.make_array(t)(context, builder, v) for t, v in zip(signature.args[:3], args)]
-        (m, inner), (_, n) = (cgutils.unpack_tuple(builder, array.shape) for array in arrays[:2])
-        lanes = ir.Constant(m.type, VECTOR_BYTES // (signature.args[2].dtype.bitwidth // 8))
-        arguments = [*(array.data for array in arrays), m, inner, n, lanes, builder.zext(args[3], ir.IntType(8))]
-        function_type = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
-        symbol = _SYMBOLS[signature.args[2].dtype]
-        builder.call(cgutils.get_or_insert_function(builder.module, function_type, symbol), arguments)
-        return context.get_dummy_value()
+        def codegen(context, builder, signature, args):
+            arrays = [context.make_array(t)(context, builder, v) for t, v in zip(signature.args[:3], args)]
+            (m, inner), (_, n) = (cgutils.unpack_tuple(builder, array.shape) for array in arrays[:2])
+            element = signature.args[2].dtype
+            lanes = ir.Constant(m.type, VECTOR_BYTES // (element.bitwidth // 8))
+            pointers = [array.data for array in arrays]
+            arguments = [*pointers, m, inner, n, lanes, builder.zext(args[3], ir.IntType(8))]
+            function_type = ir.FunctionType(ir.VoidType(), [argument.type for argument in arguments])
+            builder.call(cgutils.get_or_insert_function(builder.module, function_type, symbols[element]), arguments)
+            return context.get_dummy_value()
 
-    return types.void(a, b, out, types.boolean), codegen
+        return types.void(a, b, out, types.boolean), codegen
+
+    return call
+
+
+gemm = _export_for_arrays("gemm", _product)
+"""gemm(a, b, out, accumulate) inside kernels: out (+)= a @ b.
+
+Row-major a (m, inner), b (inner, n), out (m, n) of one dtype, float32 or float64; n a multiple of 16, inner at
+least 1. Each element of out is one chain of fused multiply-adds in the order of the reduction (restarted every
+``INNER`` terms), whatever tile it falls into.
+"""
+
+sq_dists = _export_for_arrays("sq_dists", _sq_dists)
+"""sq_dists(a, b, out, False) inside kernels: out[i, l] = |a[i] - b[:, l]|^2 by differences; n a multiple of 64."""
 
 
 @intrinsic

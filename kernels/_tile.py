@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdc.kernels._numba import jit
-from fastdc.kernels._simd import LANES, gemm, lowest_bit
+from fastdc.kernels._simd import LANES, gemm, lowest_bit, sq_dists
 
 BY_DIFFERENCES = 16  # features up to which differences are as fast as a product
 NEAR = 0.25
@@ -100,7 +100,7 @@ def sq_distance_tile(x, centers, scratch, out):
     n_clusters, n_features = centers.raw.shape
     if n_features <= BY_DIFFERENCES:
         near[:] = np.uint64(0)
-        _by_differences(scratch.columns, centers.raw, out)
+        sq_dists(centers.raw, scratch.columns, out, False)
         return
     gemm(centers.shifted, scratch.columns, out, False)
     two, share = x.dtype.type(2), x.dtype.type(NEAR)
@@ -135,22 +135,6 @@ def _redo_near(x, center, sq_norms, center_norm, tile):
             total += difference * difference
         tile[lane] = total
     return mask
-
-
-@jit(inner=True, reassociate=True)
-def _by_differences(columns, centers, out):
-    n_clusters, n_features = centers.shape
-    zero = out.dtype.type(0)
-    for j in range(n_clusters):
-        tile = out[j]
-        for lane in range(LANES):
-            tile[lane] = zero
-        for d in range(n_features):
-            coordinate = centers[j, d]
-            column = columns[d]
-            for lane in range(LANES):
-                difference = column[lane] - coordinate
-                tile[lane] += difference * difference
 
 
 @jit(inner=True, reassociate=True)
