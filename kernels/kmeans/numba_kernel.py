@@ -59,14 +59,16 @@ def kmeans_step(
 class Seeding:
     """k-means++ over the rows of x: see ``seeding.Seeding`` for what each method means."""
 
+    block = tiles.SEEDING_ROWS
+
     def __init__(self, x: Tensor, weights: Tensor | None) -> None:
         self.n, self.d = x.shape
         self.dtype = numpy_dtype(working_dtype(x))
         self.rows = Rows(x, self.dtype)
-        self.block = block_rows(self.n)
+        self.rows_a_call = block_rows(self.n, multiple=self.block)
         self.weights = _vector(weights, np.dtype(np.float64))
         self.closest = np.full(self.n, LARGEST[self.dtype.itemsize], self.dtype)
-        workers = n_workers(-(-self.n // self.block))
+        workers = n_workers(-(-self.n // self.rows_a_call))
         self.scratch = [tiles.make_scratch(self.d, self.dtype) for _ in range(workers)]
 
     def masses(self, winner: int | None, candidates: list[int]) -> NDArray:
@@ -74,28 +76,28 @@ class Seeding:
         masses = np.empty((-(-self.n // self.block), len(candidates)))
 
         def work(worker: int, start: int, stop: int) -> None:
-            tiles.seeding_block(
-                self.rows[start:stop],
-                self.weights[start:stop],
-                added,
-                wanted,
-                self.scratch[worker],
-                self.closest[start:stop],
-                masses[start // self.block],
-            )
+            of_blocks = masses[start // self.block : -(-stop // self.block)]
+            self._call(worker, slice(start, stop), added, wanted, of_blocks)
 
-        run_blocks(self.n, self.block, work)
+        run_blocks(self.n, self.rows_a_call, work)
         return masses
 
     def mass_of_block(self, block: int, winner: int) -> NDArray:
-        here = slice(block * self.block, (block + 1) * self.block)
-        weights, closest = self.weights[here], self.closest[here]
-        none = self._centers([])
+        here = slice(block * self.block, min((block + 1) * self.block, self.n))
+        self._call(0, here, self._centers([winner]), self._centers([]), np.empty((1, 0)))
+        mass = self.closest[here].astype(np.float64)
+        return mass * self.weights[here] if self.weights.size else mass
+
+    def _call(self, worker: int, here: slice, winner: NDArray, candidates: NDArray, masses: NDArray) -> None:
         tiles.seeding_block(
-            self.rows[here], weights, self._centers([winner]), none, self.scratch[0], closest, np.empty(0)
+            self.rows[here],
+            self.weights[here],
+            winner,
+            candidates,
+            self.scratch[worker],
+            self.closest[here],
+            masses,
         )
-        mass = closest.astype(np.float64)
-        return mass * weights if weights.size else mass
 
     def _centers(self, indices: list[int]) -> NDArray:
         rows = [self.rows[i : i + 1] for i in indices]

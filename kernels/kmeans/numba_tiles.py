@@ -20,6 +20,7 @@ from fastdc.kernels.kmeans.numba_simd import sq_distances, transpose, two_smalle
 
 BY_DIFFERENCES = 8  # features up to which differences are as fast as a product
 TILE = 126  # centers of a tile, a multiple of gemm's rows: with 64 rows it takes 32 KB
+SEEDING_ROWS = 512  # rows whose masses k-means++ sums up together
 WIDEST = 16  # numbers in the widest vector
 
 
@@ -258,16 +259,18 @@ def add_and_clear(part, total):
 
 
 @jit
-def seeding_block(x, weights, winner, candidates, scratch, closest, mass):
-    """k-means++: closest (m,) squared distance to any center so far, and mass (c,) with each candidate added.
+def seeding_block(x, weights, winner, candidates, scratch, closest, masses):
+    """k-means++: closest (m,) squared distance to any center so far, and its sums with each candidate added.
 
-    winner (0 or 1, d) is the center added last, candidates (c, d) may be the next one; weights (m,) or empty.
+    winner (0 or 1, d) is the center added last, candidates (c, d) may be the next one; weights (m,) or empty;
+    masses (m / SEEDING_ROWS, c) are sums over SEEDING_ROWS rows each.
     """
     n_features = x.shape[1]
     shift = np.zeros(scratch.columns.shape[0], x.dtype)
     width = VECTORS * (VECTOR_BYTES // x.itemsize)
-    mass[:] = 0.0
+    masses[:] = 0.0
     for start in range(0, x.shape[0], LANES):
+        mass = masses[start // SEEDING_ROWS]
         part = x[start : start + LANES]
         load_columns(part, shift, scratch)
         for j in range(winner.shape[0] + candidates.shape[0]):
