@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ def paired(data: Data, method: str, seed: int, settings: Settings) -> Iterator[d
     n_clusters = len(np.unique(data.truth))
     epochs = settings.epochs or CLUSTPY_EPOCHS
     pretrain_epochs = settings.pretrain_epochs or CLUSTPY_PRETRAIN_EPOCHS
-    start = DEC(n_clusters, pretrain_epochs=pretrain_epochs, epochs=0, random_state=seed).fit(data.x)
+    start = pretrained(data.name, seed, pretrain_epochs)
     options: dict[str, Any] = {}
     if method == "idec":  # ClustPy sums the reconstruction error over the features, fastdc averages it
         options["gamma"] = CLUSTPY_GAMMA / data.x.shape[1]
@@ -98,6 +99,13 @@ def paired(data: Data, method: str, seed: int, settings: Settings) -> Iterator[d
         weights = {f"weight{i}": p.detach().numpy() for i, p in enumerate(start.autoencoder_.parameters())}
         given = {"x": data.x, "centers": start.cluster_centers_, **weights}
         yield from _ask_peer(data, method, seed, settings, given, {"clustering_epochs": epochs})
+
+
+@cache
+def pretrained(name: str, seed: int, epochs: int) -> DEC:
+    """Where both sides start: an autoencoder trained for so many epochs, and centers by k-means."""
+    data = load(name)
+    return DEC(len(np.unique(data.truth)), pretrain_epochs=epochs, epochs=0, random_state=seed).fit(data.x)
 
 
 def defaults(data: Data, method: str, seed: int, settings: Settings) -> Iterator[dict[str, Any]]:
