@@ -201,8 +201,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     torch.set_num_threads(options.threads)
     seeds = 1 if options.smoke else options.seeds
-    epochs = 2 if options.smoke else None
-    settings = Settings(options.threads, epochs, epochs, options.peer_python)
+    epochs = (2, 2) if options.smoke else (options.pretrain_epochs, options.epochs)
+    settings = Settings(options.threads, *epochs, options.peer_python)
     machine = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device_name": device_name("cpu"),
@@ -231,7 +231,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                             runs.append(run)
                             put({"kind": "run", **about, "seed": seed, **run})
                     summary = summarise(runs)
-                    put({"kind": "summary", **about, **summary, **machine})
+                    lengths = {"pretrain_epochs": settings.pretrain_epochs, "epochs": settings.epochs}
+                    put({"kind": "summary", **about, **lengths, **summary, **machine})
                     _print(about, summary)
 
 
@@ -248,6 +249,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
     add("--comparisons", nargs="+", choices=COMPARISONS, default=list(COMPARISONS))
     add("--seeds", type=int, default=10)
+    add("--pretrain-epochs", type=int, help="of both sides; otherwise what the comparison says")
+    add("--epochs", type=int, help="of refinement, both sides")
     add("--threads", type=int, default=2)
     add("--peer", choices=("clustpy",), default="clustpy", help="the library beside")
     add("--peer-python", help="interpreter that has the peer; without it only our side runs")
