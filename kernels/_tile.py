@@ -16,70 +16,83 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdc.kernels._lanes import load_columns, make_corner, padded, store_columns
+from fastdc.kernels._math import lowest_bit
 from fastdc.kernels._numba import jit
-from fastdc.kernels._simd import LANES, gemm, lowest_bit, sq_dists
+from fastdc.kernels._simd import gemm, prepare, sq_dists, weigh_differences
+from fastdc.kernels._vectors import LANES
 
 BY_DIFFERENCES = 16  # features up to which differences are as fast as a product
 NEAR = 0.25
-PADDING = 16  # a row's length is padded to a multiple of the widest vector
 
 
 class Centers(NamedTuple):
     """Centers as the tiles want them. ``padded`` is n_features rounded up to a multiple of 16."""
 
     raw: NDArray  # (n_clusters, n_features)
-    shift: NDArray  # (n_features,) mean of the centers; zeros with few features
+    shift: NDArray  # (padded,) mean of the centers; zeros with few features
     shifted: NDArray  # (n_clusters, n_features) raw - shift
-    negative_columns: NDArray  # (n_features, n_clusters) -shifted
+    columns: NDArray  # (n_features, n_clusters): -shifted; raw with few features
     sq_norms: NDArray  # (n_clusters,) of the shifted centers
 
 
-class Scratch(NamedTuple):
-    """What one worker owns."""
+class Product(NamedTuple):
+    """Scratch of the product form."""
 
-    columns: NDArray  # (n_features, 64) shifted rows, one a lane
     rows: NDArray  # (64, padded) shifted rows, padded with zeros
     near_gradient: NDArray  # (64, padded) what near pairs add to the gradient of a row
     sq_norms: NDArray  # (64,)
     near: NDArray  # (n_clusters,) uint64: bit l marks lane l
 
 
+class Scratch(NamedTuple):
+    """What one worker owns."""
+
+    columns: NDArray  # (padded, 64) shifted rows, one a lane
+    corner: NDArray  # (16, 16) what a vector load or store would overrun
+    product: Product | None  # None with few features: machine code for one of the two forms is enough
+
+
 def prepare_centers(centers: NDArray) -> Centers:
     raw = np.ascontiguousarray(centers)
-    shift = np.zeros(raw.shape[1], raw.dtype)
-    if raw.shape[1] > BY_DIFFERENCES:
-        mean = raw.mean(axis=0, dtype=np.float64).astype(raw.dtype)
-        shift = np.where(np.isfinite(mean), mean, shift)
-    shifted = raw - shift
+    prepare(raw.dtype)
+    n_clusters, n_features = raw.shape
+    shift = np.zeros(padded(n_features), raw.dtype)
+    if n_features <= BY_DIFFERENCES:
+        return Centers(raw, shift, raw, np.ascontiguousarray(raw.T), np.zeros(n_clusters, raw.dtype))
+    mean = raw.mean(axis=0, dtype=np.float64).astype(raw.dtype)
+    shift[:n_features] = np.where(np.isfinite(mean), mean, 0)
+    shifted = raw - shift[:n_features]
     sq_norms = np.einsum("kd,kd->k", shifted, shifted)
     return Centers(raw, shift, shifted, np.ascontiguousarray(-shifted.T), sq_norms)
 
 
 def make_scratch(n_clusters: int, n_features: int, dtype: np.dtype) -> Scratch:
-    return Scratch(
-        columns=np.empty((n_features, LANES), dtype),
-        rows=np.zeros((LANES, padded(n_features)), dtype),
-        near_gradient=np.empty((LANES, padded(n_features)), dtype),
-        sq_norms=np.empty(LANES, dtype),
-        near=np.empty(n_clusters, np.uint64),
-    )
+    width = padded(n_features)
+    product = None
+    if n_features > BY_DIFFERENCES:
+        product = Product(
+            rows=np.zeros((LANES, width), dtype),
+            near_gradient=np.empty((LANES, width), dtype),
+            sq_norms=np.empty(LANES, dtype),
+            near=np.empty(n_clusters, np.uint64),
+        )
+    return Scratch(np.empty((width, LANES), dtype), make_corner(dtype), product)
 
 
-def padded(n_features: int) -> int:
-    return -(-n_features // PADDING) * PADDING
+@jit(inner=True)
+def load_rows(x, centers, scratch):
+    """Up to 64 rows x (m, n_features) into the scratch; lanes without a row repeat the last one."""
+    load_columns(x, centers.shift, scratch.columns, scratch.corner)
+    _load_product(x, centers, scratch.product)
 
 
 @jit(inner=True, reassociate=True)
-def load_rows(x, centers, scratch):
-    """Up to 64 rows x (m, n_features) into the scratch; lanes without a row repeat the last one."""
-    m, n_features = x.shape
-    columns, rows, shift = scratch.columns, scratch.rows, centers.shift
-    if n_features <= BY_DIFFERENCES:  # neither shifted rows nor norms are looked at
-        for lane in range(LANES):
-            row = x[min(lane, m - 1)]
-            for d in range(n_features):
-                columns[d, lane] = row[d]
+def _load_product(x, centers, product):
+    if product is None:
         return
+    m, n_features = x.shape
+    rows, shift = product.rows, centers.shift
     for lane in range(LANES):
         row = x[min(lane, m - 1)]
         norm = x.dtype.type(0)
@@ -87,22 +100,23 @@ def load_rows(x, centers, scratch):
             value = row[d] - shift[d]
             rows[lane, d] = value
             norm += value * value
-        scratch.sq_norms[lane] = norm
-    for d in range(n_features):
-        for lane in range(LANES):
-            columns[d, lane] = rows[lane, d]
+        product.sq_norms[lane] = norm
+
+
+@jit(inner=True)
+def sq_distance_tile(x, centers, scratch, out):
+    """out (n_clusters, 64): squared distances of the loaded rows x to each center; fills product.near."""
+    _sq_distances(x, centers, scratch.columns[: x.shape[1]], scratch.product, out)
 
 
 @jit(inner=True, reassociate=True)
-def sq_distance_tile(x, centers, scratch, out):
-    """out (n_clusters, 64): squared distances of the loaded rows x to each center; fills scratch.near."""
-    sq_norms, near = scratch.sq_norms, scratch.near
-    n_clusters, n_features = centers.raw.shape
-    if n_features <= BY_DIFFERENCES:
-        near[:] = np.uint64(0)
-        sq_dists(centers.raw, scratch.columns, out, False)
+def _sq_distances(x, centers, columns, product, out):
+    if product is None:
+        sq_dists(centers.raw, columns, out, False)
         return
-    gemm(centers.shifted, scratch.columns, out, False)
+    sq_norms, near = product.sq_norms, product.near
+    n_clusters = centers.raw.shape[0]
+    gemm(centers.shifted, columns, out, False)
     two, share = x.dtype.type(2), x.dtype.type(NEAR)
     for j in range(n_clusters):
         center_norm = centers.sq_norms[j]
@@ -137,49 +151,55 @@ def _redo_near(x, center, sq_norms, center_norm, tile):
     return mask
 
 
-@jit(inner=True, reassociate=True)
+@jit(inner=True)
 def gradient_tile(x, centers, scratch, weights, grad_columns, grad_x, grad_centers):
     """Sums of w_jl (x_l - c_j): over centers into grad_x (m, n_features), over rows added to grad_centers.
 
     ``weights`` (n_clusters, 64) are zero in lanes without a row; those of near pairs become zero on the way.
-    grad_columns (n_features, 64) is scratch, grad_centers (n_clusters, padded). A gradient of no rows is not
-    wanted.
+    grad_columns (padded, 64) is scratch, grad_centers (n_clusters, padded); grad_x may have more rows than x,
+    not yet written. A gradient of no rows is not wanted.
     """
-    m, n_features = x.shape
-    if n_features <= BY_DIFFERENCES:
-        if grad_x.shape[0] > 0:
-            _grad_rows_by_differences(scratch.columns, centers.raw, weights, grad_columns)
+    need_x = grad_x.shape[0] > 0
+    _gradients(x, centers, scratch.columns, scratch.product, weights, grad_columns, need_x, grad_centers)
+    if need_x:
+        store_columns(grad_columns, x.shape[0], grad_x, scratch.corner)
+
+
+@jit(inner=True)
+def _gradients(x, centers, columns, product, weights, grad_columns, need_x, grad_centers):
+    if product is None:
+        if need_x:
+            for d in range(x.shape[1]):
+                for lane in range(LANES):
+                    grad_columns[d, lane] = columns[d, lane]
+            weigh_differences(centers.columns, weights, grad_columns, False)
         if grad_centers.shape[0] > 0:
-            _grad_centers_by_differences(scratch.columns, centers.raw, weights, grad_centers)
+            _grad_centers_by_differences(columns, centers.raw, weights, grad_centers)
     else:
-        some_near = _grad_near(x, centers.raw, scratch, weights, grad_x.shape[0] > 0, grad_centers)
-        if grad_x.shape[0] > 0:
-            _grad_rows_by_product(centers, scratch, weights, grad_columns, some_near)
+        some_near = _grad_near(x, centers.raw, product, weights, need_x, grad_centers)
+        if need_x:
+            _grad_rows_by_product(centers, columns, product, weights, grad_columns, some_near)
         if grad_centers.shape[0] > 0:
-            _grad_centers_by_product(centers, scratch, weights, grad_centers)
-    if grad_x.shape[0] > 0:
-        for lane in range(m):
-            for d in range(n_features):
-                grad_x[lane, d] = grad_columns[d, lane]
+            _grad_centers_by_product(centers, product, weights, grad_centers)
 
 
 @jit(inner=True, reassociate=True)
-def _grad_rows_by_product(centers, scratch, weights, grad_columns, some_near):
+def _grad_rows_by_product(centers, columns, product, weights, grad_columns, some_near):
     total = np.zeros(LANES, weights.dtype)
     for j in range(weights.shape[0]):
         for lane in range(LANES):
             total[lane] += weights[j, lane]
-    for d in range(grad_columns.shape[0]):
+    for d in range(centers.columns.shape[0]):
         for lane in range(LANES):
-            grad_columns[d, lane] = total[lane] * scratch.columns[d, lane]
+            grad_columns[d, lane] = total[lane] * columns[d, lane]
         if some_near:
             for lane in range(LANES):
-                grad_columns[d, lane] += scratch.near_gradient[lane, d]
-    gemm(centers.negative_columns, weights, grad_columns, True)
+                grad_columns[d, lane] += product.near_gradient[lane, d]
+    gemm(centers.columns, weights, grad_columns, True)
 
 
 @jit(inner=True, reassociate=True)
-def _grad_centers_by_product(centers, scratch, weights, grad_centers):
+def _grad_centers_by_product(centers, product, weights, grad_centers):
     n_clusters, n_features = centers.raw.shape
     for j in range(n_clusters):
         total = weights.dtype.type(0)
@@ -187,16 +207,16 @@ def _grad_centers_by_product(centers, scratch, weights, grad_centers):
             total += weights[j, lane]
         for d in range(n_features):
             grad_centers[j, d] -= total * centers.shifted[j, d]
-    gemm(weights, scratch.rows, grad_centers, True)
+    gemm(weights, product.rows, grad_centers, True)
 
 
 @jit(inner=True, reassociate=True)
-def _grad_near(x, centers, scratch, weights, need_x, grad_centers):
-    """Near pairs by differences: into scratch.near_gradient and grad_centers. Whether there were any."""
-    gradient = scratch.near_gradient
+def _grad_near(x, centers, product, weights, need_x, grad_centers):
+    """Near pairs by differences: into near_gradient and grad_centers. Whether there were any."""
+    gradient = product.near_gradient
     some_near = False
     for j in range(centers.shape[0]):
-        rest = scratch.near[j]
+        rest = product.near[j]
         if rest != 0 and not some_near:
             gradient[:] = x.dtype.type(0)
             some_near = True
@@ -213,22 +233,6 @@ def _grad_near(x, centers, scratch, weights, need_x, grad_centers):
                 for d in range(row.size):
                     grad_centers[j, d] += weight * (row[d] - centers[j, d])
     return some_near
-
-
-@jit(inner=True, reassociate=True)
-def _grad_rows_by_differences(columns, centers, weights, grad_columns):
-    n_clusters, n_features = centers.shape
-    zero = columns.dtype.type(0)
-    for d in range(n_features):
-        column = columns[d]
-        gradient = grad_columns[d]
-        for lane in range(LANES):
-            gradient[lane] = zero
-        for j in range(n_clusters):
-            coordinate = centers[j, d]
-            weight = weights[j]
-            for lane in range(LANES):
-                gradient[lane] += weight[lane] * (column[lane] - coordinate)
 
 
 @jit(inner=True, reassociate=True)

@@ -1,8 +1,7 @@
 """One torch operator an implementation, with shapes for tracing. These ops have no gradients.
 
 Operators are opaque to ``torch.compile``, so kernels may loop in Python; the kernels themselves are imported
-when first called. Eager calls go to the kernels directly: the first call of any operator imports all of torch's
-compiler, over a second.
+when first called. Eager calls go to the kernels directly.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdc.kernels._eager import is_eager
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.kmeans.reference import kmeans_plusplus_reference
 from fastdc.kernels.kmeans.seeding import draw_uniforms, seed_centers, usable_weights
@@ -31,7 +31,7 @@ def _kernels(backend: str) -> Any:
 
 
 def nearest_center(backend: str, x: Tensor, centers: Tensor, precision: str) -> tuple[Tensor, Tensor]:
-    run = _kernels(backend).nearest_center if _is_eager(x, centers) else NEAREST[backend]
+    run = _kernels(backend).nearest_center if is_eager(x, centers) else NEAREST[backend]
     return run(x, centers, precision)
 
 
@@ -43,7 +43,7 @@ def kmeans_step(
     previous_labels: Tensor | None,
     precision: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    eager = _is_eager(x, centers, sample_weight, previous_labels)
+    eager = is_eager(x, centers, sample_weight, previous_labels)
     run = _kernels(backend).kmeans_step if eager else STEP[backend]
     return run(x, centers, sample_weight, previous_labels, precision)
 
@@ -51,19 +51,9 @@ def kmeans_step(
 def kmeans_plusplus(
     backend: str, x: Tensor, sample_weight: Tensor | None, n_clusters: int, n_candidates: int, seed: int
 ) -> Tensor:
-    if _is_eager(x, sample_weight):
+    if is_eager(x, sample_weight):
         return _chosen_rows(backend, x, sample_weight, n_clusters, n_candidates, seed)
     return PLUSPLUS[backend](x, sample_weight, n_clusters, n_candidates, seed)
-
-
-def _is_eager(*tensors: Tensor | None) -> bool:
-    """Whether these are plain tensors that nothing traces, transforms or intercepts."""
-    return (
-        not torch.compiler.is_compiling()
-        and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
-        and torch._C._functorch.peek_interpreter_stack() is None
-        and torch._C._len_torch_dispatch_stack() == 0
-    )
 
 
 def _chosen_rows(

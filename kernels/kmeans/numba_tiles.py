@@ -14,14 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdc.kernels._lanes import load_columns, make_corner, padded
 from fastdc.kernels._numba import jit
-from fastdc.kernels._simd import INNER, LANES, VECTOR_BYTES, VECTORS, gemm
-from fastdc.kernels.kmeans.numba_simd import sq_distances, transpose, two_smallest
+from fastdc.kernels._simd import INNER, gemm, prepare
+from fastdc.kernels._vectors import LANES, VECTOR_BYTES, VECTORS
+from fastdc.kernels.kmeans.numba_simd import sq_distances, two_smallest
 
 BY_DIFFERENCES = 8  # features up to which differences are as fast as a product
 TILE = 126  # centers of a tile, a multiple of gemm's rows: with 64 rows it takes 32 KB
 SEEDING_ROWS = 512  # rows whose masses k-means++ sums up together
-WIDEST = 16  # numbers in the widest vector
 
 
 class Centers(NamedTuple):
@@ -59,9 +60,10 @@ class Totals(NamedTuple):
 
 
 def prepare_centers(raw: NDArray) -> Centers:
+    prepare(raw.dtype)
     n_clusters, n_features = raw.shape
     unit = float(np.finfo(raw.dtype).eps) / 2
-    shift = np.zeros(-(-n_features // WIDEST) * WIDEST, raw.dtype)
+    shift = np.zeros(padded(n_features), raw.dtype)
     if n_features <= BY_DIFFERENCES:
         return Centers(raw, shift, raw, np.zeros(n_clusters, raw.dtype), (n_features + 4) * unit)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -74,10 +76,9 @@ def prepare_centers(raw: NDArray) -> Centers:
 
 
 def make_scratch(n_features: int, dtype: np.dtype) -> Scratch:
-    size = -(-n_features // WIDEST) * WIDEST
     return Scratch(
-        columns=np.empty((size, LANES), dtype),
-        corner=np.empty((WIDEST, WIDEST), dtype),
+        columns=np.empty((padded(n_features), LANES), dtype),
+        corner=make_corner(dtype),
         tile=np.empty((TILE, LANES), dtype),
         sq_norms=np.empty(LANES, dtype),
         best=np.empty(LANES, dtype),
@@ -96,24 +97,6 @@ def make_totals(n_clusters: int, n_features: int) -> Totals:
         inertia=np.zeros(1),
         n_changed=np.zeros(1, np.int64),
     )
-
-
-@jit(inner=True)
-def load_columns(x, shift, scratch):
-    """Up to 64 rows x (m, n_features) less the shift into scratch.columns; free lanes repeat the last row."""
-    m, n_features = x.shape
-    size = VECTOR_BYTES // x.itemsize
-    corner = scratch.corner
-    for lane in range(0, LANES, size):
-        for d in range(0, n_features, size):
-            if lane + size <= m and (lane + size - 1) * n_features + d + size <= x.size:
-                transpose(x, lane * n_features + d, n_features, shift, d, scratch.columns, d * LANES + lane)
-                continue
-            for i in range(size):
-                row = x[min(lane + i, m - 1)]
-                for e in range(size):
-                    corner[i, e] = row[d + e] if d + e < n_features else x.dtype.type(0)
-            transpose(corner, 0, WIDEST, shift, d, scratch.columns, d * LANES + lane)
 
 
 @jit(reassociate=True, inner=True)
@@ -199,7 +182,7 @@ def _decide(x, centers, scratch):
 def _nearest_tile(x, centers, scratch):
     """scratch.nearest and sq_dists of up to 64 rows x."""
     n_features = x.shape[1]
-    load_columns(x, centers.shift, scratch)
+    load_columns(x, centers.shift, scratch.columns, scratch.corner)
     if n_features > BY_DIFFERENCES:
         _fill_sq_norms(n_features, scratch)
     _score_tiles(centers, scratch)
@@ -272,7 +255,7 @@ def seeding_block(x, weights, winner, candidates, scratch, closest, masses):
     for start in range(0, x.shape[0], LANES):
         mass = masses[start // SEEDING_ROWS]
         part = x[start : start + LANES]
-        load_columns(part, shift, scratch)
+        load_columns(part, shift, scratch.columns, scratch.corner)
         for j in range(winner.shape[0] + candidates.shape[0]):
             c = j - winner.shape[0]
             center = winner if c < 0 else candidates

@@ -1,17 +1,19 @@
 """One torch operator an implementation, with shapes for tracing and gradients.
 
 Operators are opaque to ``torch.compile``, so kernels may loop in Python; the kernels themselves are imported
-when first called.
+when first called. Eager calls that need no gradient go to the kernels directly.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastdc.kernels._autograd import hand_out, keep_gradients
+from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
 
 COMPILED = ("numba", "triton")
@@ -25,6 +27,38 @@ def _kernels(backend: str) -> Any:
     from fastdc.kernels.student_t import triton_kernel
 
     return triton_kernel
+
+
+def student_t_assign(backend: str, x: Tensor, centers: Tensor, alpha: float, precision: str) -> Tensor:
+    direct = without_gradient(x, centers) and is_eager(x, centers)
+    run = _kernels(backend).student_t_assign if direct else ASSIGN[backend]
+    return run(x, centers, alpha, precision)
+
+
+def student_t_statistics(
+    backend: str, x: Tensor, centers: Tensor, alpha: float, previous_labels: Tensor | None, precision: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    direct = is_eager(x, centers, previous_labels)
+    run = _kernels(backend).student_t_statistics if direct else STATISTICS[backend]
+    return run(x, centers, alpha, previous_labels, precision)
+
+
+def target_distribution(
+    backend: str, q: Tensor, frequency: Tensor | None, power: float, frequency_power: float
+) -> Tensor:
+    run = _kernels(backend).target_distribution if is_eager(q, frequency) else TARGET[backend]
+    return run(q, frequency, power, frequency_power)
+
+
+def dec_loss(
+    backend: str, x: Tensor, centers: Tensor, target: Sequence[Tensor | None], scalars: list[float], precision: str
+) -> Tensor:
+    """target: p, target_x, target_centers, frequency; scalars: alpha, power, frequency_power, divisor."""
+    if without_gradient(x, centers) and is_eager(x, centers, *target):
+        return _kernels(backend).dec_loss(x, centers, target, scalars, precision, False, False)[0]
+    grad_mode = torch.is_grad_enabled()
+    needs = grad_mode and x.requires_grad, grad_mode and centers.requires_grad
+    return DEC_LOSS[backend](x, centers, *target, scalars, precision, *needs)[0]
 
 
 def _register_assign(backend: str) -> Any:

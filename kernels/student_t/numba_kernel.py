@@ -7,6 +7,7 @@ blocks, committed in order.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdc.kernels._lanes import padded
 from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
-from fastdc.kernels._simd import LANES
-from fastdc.kernels._tile import Centers, make_scratch, padded, prepare_centers
+from fastdc.kernels._tile import Centers, make_scratch, prepare_centers
+from fastdc.kernels._vectors import LANES
 from fastdc.kernels.student_t import numba_tiles as tiles
 
 
@@ -29,7 +31,7 @@ def student_t_assign(x: Tensor, centers: Tensor, alpha: float, precision: str) -
     q_rows = q.numpy()
 
     def work(worker: int, start: int, stop: int) -> None:
-        tiles.assign_block(job.rows[start:stop], job.centers, job.scratch[worker], job.alpha, q_rows[start:stop])
+        tiles.assign_block(*job.part(worker, start, stop), job.alpha, q_rows[start:stop])
 
     run_blocks(job.n, job.block, work)
     return q
@@ -45,9 +47,7 @@ def student_t_assign_backward(
 
     def work(worker: int, start: int, stop: int) -> None:
         tiles.assign_backward_block(
-            job.rows[start:stop],
-            job.centers,
-            job.scratch[worker],
+            *job.part(worker, start, stop),
             job.alpha,
             grad_rows[start:stop],
             gradients.of_rows(start, stop),
@@ -72,9 +72,7 @@ def student_t_statistics(
 
     def work(worker: int, start: int, stop: int) -> None:
         tiles.statistics_block(
-            job.rows[start:stop],
-            job.centers,
-            job.scratch[worker],
+            *job.part(worker, start, stop),
             job.alpha,
             tuple(array[start:stop] for array in arrays),
             frequency.partial[worker],
@@ -109,10 +107,10 @@ def target_distribution(q: Tensor, frequency: Tensor | None, power: float, frequ
         run_blocks(n, block, sum_rows, commit)
     else:
         mass = as_array(frequency.double(), np.dtype(np.float64))
-    gain = cluster_gain(mass, frequency_power, dtype)
+    gain, exponent = cluster_gain(mass, frequency_power, dtype), _exponent(power, dtype)
 
     def work(worker: int, start: int, stop: int) -> None:
-        tiles.target_block(rows[start:stop], gain, power, p_rows[start:stop])
+        tiles.target_block(rows[start:stop], gain, exponent, p_rows[start:stop])
 
     run_blocks(n, block, work)
     return p.to(q.dtype)
@@ -137,35 +135,27 @@ def dec_loss(
     gradients = _Gradients(job, need_x, need_centers)
     losses = np.zeros(len(job.scratch))
     total = np.zeros(1)
-    frozen, source, p_rows = job, tiles.OWN, None
     mass = None if frequency is None else as_array(frequency.double(), np.dtype(np.float64))
+    kernel: Any
+    source: Callable[[int, int, int], tuple[Any, ...]]
     if p is not None:
-        source, p_rows, mass = tiles.GIVEN, Rows(p, job.dtype), np.ones(job.k)
-        frozen = _Job(x[:1], centers, alpha, job.dtype, n_scratch=len(job.scratch))
-    elif target_x is not None:
-        source, frozen = tiles.FROZEN, _Job(target_x, target_centers, alpha, job.dtype)
-    elif mass is None:
-        mass = _frequency(job)
-    assert mass is not None
-    gain = cluster_gain(mass, frequency_power, job.dtype)
-    none = np.empty((0, 0), job.dtype)
+        p_rows = Rows(p, job.dtype)
+        kernel, source = tiles.given_loss_block, lambda worker, start, stop: (p_rows[start:stop],)
+    else:
+        mass = _frequency(job) if mass is None else mass
+        sharpening = cluster_gain(mass, frequency_power, job.dtype), _exponent(power, job.dtype)
+        if target_x is None:
+            kernel, source = tiles.own_loss_block, lambda *_: (sharpening,)
+        else:
+            refresh = _Job(target_x, target_centers, alpha, job.dtype)
+            kernel, source = tiles.frozen_loss_block, lambda *part: (refresh.part(*part), sharpening)
 
     def work(worker: int, start: int, stop: int) -> None:
-        losses[worker] = tiles.loss_block(
-            job.rows[start:stop],
-            job.centers,
-            job.scratch[worker],
+        losses[worker] = kernel(
+            *job.part(worker, start, stop),
             job.alpha,
-            (
-                source,
-                none if p_rows is None else p_rows[start:stop],
-                frozen.rows[start:stop] if source == tiles.FROZEN else none,
-                frozen.centers,
-                frozen.scratch[worker],
-                gain,
-                power,
-                1.0 / divisor,
-            ),
+            *source(worker, start, stop),
+            1.0 / divisor,
             gradients.of_rows(start, stop),
             gradients.partial[worker],
         )
@@ -186,14 +176,17 @@ def cluster_gain(mass: NDArray, frequency_power: float, dtype: np.dtype) -> NDAr
     return np.minimum(gain, limit).astype(dtype)
 
 
+def _exponent(power: float, dtype: np.dtype) -> Any:
+    """As the tiles take it: None is 2."""
+    return None if power == 2.0 else dtype.type(power)
+
+
 def _frequency(job: _Job) -> NDArray:
     """f: the sum of q over all rows, float64."""
     frequency = _Frequency(job)
 
     def work(worker: int, start: int, stop: int) -> None:
-        tiles.frequency_block(
-            job.rows[start:stop], job.centers, job.scratch[worker], job.alpha, frequency.partial[worker]
-        )
+        tiles.frequency_block(*job.part(worker, start, stop), job.alpha, frequency.partial[worker])
 
     run_blocks(job.n, job.block, work, frequency.commit)
     return frequency.total
@@ -208,7 +201,6 @@ class _Job:
         centers: Tensor | None,
         alpha: float,
         dtype: np.dtype | None = None,
-        n_scratch: int | None = None,
     ) -> None:
         assert centers is not None
         self.torch_dtype = working_dtype(x, centers)
@@ -217,19 +209,23 @@ class _Job:
         self.k = centers.shape[0]
         self.rows = Rows(x, self.dtype)
         self.centers: Centers = prepare_centers(as_array(centers, self.dtype))
-        self.alpha = alpha
+        self.alpha = None if alpha == 1.0 else alpha
         self.block = block_rows(self.n)
-        workers = n_workers(-(-self.n // self.block)) if n_scratch is None else n_scratch
+        workers = n_workers(-(-self.n // self.block))
         self.scratch = [self._scratch() for _ in range(workers)]
 
+    def part(self, worker: int, start: int, stop: int) -> tuple[Any, ...]:
+        """(rows, centers, scratch) of a block."""
+        return self.rows[start:stop], self.centers, self.scratch[worker]
+
     def _scratch(self) -> tiles.Scratch:
-        general = self.alpha != 1.0
+        general = self.alpha is not None
         return tiles.Scratch(
             rows=make_scratch(self.k, self.d, self.dtype),
             q=np.empty((self.k, LANES), self.dtype),
             slope=np.empty((self.k if general else 0, LANES), self.dtype),
             mass=np.empty(LANES, self.dtype),
-            gradient=np.empty((self.d, LANES), self.dtype),
+            gradient=np.empty((padded(self.d), LANES), self.dtype),
         )
 
 

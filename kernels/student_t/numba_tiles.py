@@ -2,6 +2,9 @@
 
 ``slope`` is 1 / (1 + d^2 / alpha), the factor that the gradient of a distance carries; for alpha = 1 it is q
 times the row's mass and is not stored.
+
+The usual alpha = 1 and exponent = 2 are given as None: machine code for the general forms is made only where
+they are asked for.
 """
 
 from __future__ import annotations
@@ -12,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdc.kernels import _tile
+from fastdc.kernels._math import log2, power
 from fastdc.kernels._numba import jit
-from fastdc.kernels._simd import LANES, log2, power
 from fastdc.kernels._tile import gradient_tile, load_rows, sq_distance_tile
+from fastdc.kernels._vectors import LANES
 
 _LN2 = float(np.log(2.0))
-OWN, FROZEN, GIVEN = 0, 1, 2  # where P comes from: q of these rows, of the refresh's rows, or a matrix
 
 
 class Scratch(NamedTuple):
@@ -27,7 +30,23 @@ class Scratch(NamedTuple):
     q: NDArray  # (n_clusters, 64)
     slope: NDArray  # (n_clusters, 64), or (0, 64) where alpha = 1
     mass: NDArray  # (64,) sum of the kernel over centers
-    gradient: NDArray  # (n_features, 64)
+    gradient: NDArray  # (padded, 64)
+
+
+@jit(inline=True)
+def _slope(scratch, alpha, j, lane):
+    """1 / (1 + d^2 / alpha) while scratch.q holds q."""
+    return scratch.q[j, lane] * scratch.mass[lane] if alpha is None else scratch.slope[j, lane]
+
+
+@jit(inline=True)
+def _raise(value, exponent):
+    return value * value if exponent is None else power(value, exponent)
+
+
+@jit(inline=True)
+def _raise_once_less(value, exponent):
+    return value if exponent is None else power(value, exponent - type(exponent)(1))
 
 
 @jit
@@ -55,8 +74,9 @@ def frequency_block(x, centers, scratch, alpha, frequency):
 def _add_frequency(q, frequency):
     for j in range(q.shape[0]):
         total = q.dtype.type(0)
+        tile = q[j]
         for lane in range(LANES):
-            total += q[j, lane]
+            total += tile[lane]
         frequency[j] += total
 
 
@@ -127,7 +147,7 @@ def _normalise_tile(m, scratch, alpha):
     q, slope, mass = scratch.q, scratch.slope, scratch.mass
     zero, one = q.dtype.type(0), q.dtype.type(1)
     largest = q.dtype.type(1e36) if q.itemsize == 4 else q.dtype.type(1e300)
-    if alpha == 1.0:
+    if alpha is None:
         for j in range(q.shape[0]):
             tile = q[j]
             for lane in range(LANES):
@@ -191,22 +211,16 @@ def column_sums(q, total):
 @jit(reassociate=True)
 def target_block(q, gain, exponent, p):
     """p ~ q^exponent * gain, rows summing to one; q and p (m, k)."""
-    zero, one, typed = q.dtype.type(0), q.dtype.type(1), q.dtype.type(exponent)
+    zero, one = q.dtype.type(0), q.dtype.type(1)
     for i in range(q.shape[0]):
         largest = q[i, 0]
         for j in range(q.shape[1]):
             largest = max(largest, q[i, j])
         scale = one / largest
         total = zero
-        if exponent == 2.0:
-            for j in range(q.shape[1]):
-                relative = q[i, j] * scale
-                p[i, j] = relative * relative * gain[j]
-                total += p[i, j]
-        else:
-            for j in range(q.shape[1]):
-                p[i, j] = power(q[i, j] * scale, typed) * gain[j]
-                total += p[i, j]
+        for j in range(q.shape[1]):
+            p[i, j] = _raise(q[i, j] * scale, exponent) * gain[j]
+            total += p[i, j]
         inverse = one / total
         for j in range(q.shape[1]):
             p[i, j] *= inverse
@@ -222,7 +236,7 @@ def assign_backward_block(x, centers, scratch, alpha, grad_q, grad_x, grad_cente
         _assign_tile(part, centers, scratch, alpha)
         _transpose(grad_q[start:stop], weights)
         _assign_weights(scratch, alpha, weights)
-        gradient_tile(part, centers, scratch.rows, weights, scratch.gradient, grad_x[start:stop], grad_centers)
+        gradient_tile(part, centers, scratch.rows, weights, scratch.gradient, grad_x[start:], grad_centers)
 
 
 @jit(inner=True)
@@ -237,93 +251,118 @@ def _transpose(rows, columns):
 @jit(inner=True)
 def _assign_weights(scratch, alpha, weights):
     """Output gradients in weights become those of d^2/2: -(alpha+1)/alpha slope q (g - sum q g)."""
-    q, slope, mass = scratch.q, scratch.slope, scratch.mass
-    factor = q.dtype.type(-(alpha + 1.0) / alpha)
+    q = scratch.q
+    factor = q.dtype.type(-_steepness(alpha))
     expected = np.zeros(LANES, q.dtype)
     lost = np.zeros(LANES, q.dtype)
     for j in range(q.shape[0]):
         for lane in range(LANES):
             _add(expected, lost, lane, q[j, lane] * weights[j, lane])
     for j in range(q.shape[0]):
-        if alpha == 1.0:
-            for lane in range(LANES):
-                value = q[j, lane]
-                weights[j, lane] = factor * value * value * mass[lane] * (weights[j, lane] - expected[lane])
-        else:
-            for lane in range(LANES):
-                weights[j, lane] = factor * q[j, lane] * slope[j, lane] * (weights[j, lane] - expected[lane])
+        for lane in range(LANES):
+            slope = _slope(scratch, alpha, j, lane)
+            weights[j, lane] = factor * q[j, lane] * slope * (weights[j, lane] - expected[lane])
 
 
 @jit
-def loss_block(x, centers, scratch, alpha, target, grad_x, grad_centers):
-    """Sum of KL(p_i || q_i) over rows x, float64; their gradients; grad_centers (k, padded) is added to.
+def own_loss_block(x, centers, scratch, alpha, sharpening, scale, grad_x, grad_centers):
+    """Sum of KL(p_i || q_i) over rows x, float64, p from q itself; gradients times ``scale``.
 
-    target: (source, p (m, k), target_x (m, d'), target centers, target scratch, gain (k,), exponent,
-    factor of the gradients). A gradient of no rows is not wanted.
+    sharpening: (gain (k,), exponent). grad_x may have more rows than x, not yet written; grad_centers (k, padded)
+    is added to. A gradient of no rows is not wanted.
     """
-    source, p_rows, target_x, target_centers, target_scratch, gain, exponent, scale = target
     loss = np.zeros(LANES, x.dtype)
     total = 0.0
     for start in range(0, x.shape[0], LANES):
-        stop = start + LANES
-        part = x[start:stop]
+        part = x[start : start + LANES]
         _assign_tile(part, centers, scratch, alpha)
-        if source == OWN:
-            _own_target(scratch, alpha, gain, exponent, scale, loss)
-        elif source == FROZEN:
-            _assign_tile(target_x[start:stop], target_centers, target_scratch, alpha)
-            _sharpen(target_scratch.q, gain, exponent)
-            _given_target(scratch, alpha, target_scratch.q, scale, loss)
-        else:
-            _transpose(p_rows[start:stop], target_scratch.q)
-            _given_target(scratch, alpha, target_scratch.q, scale, loss)
-        for lane in range(part.shape[0]):
-            total += loss[lane]
-        if grad_x.shape[0] > 0 or grad_centers.shape[0] > 0:
-            gradient_tile(part, centers, scratch.rows, scratch.q, scratch.gradient, grad_x[start:stop], grad_centers)
+        _own_target(scratch, alpha, sharpening, scale, loss)
+        total += _close_tile(part, centers, scratch, loss, grad_x[start:], grad_centers)
     return total
+
+
+@jit
+def frozen_loss_block(x, centers, scratch, alpha, frozen, sharpening, scale, grad_x, grad_centers):
+    """The same with p from the refresh's rows and centers. frozen: (rows (m, d'), centers, scratch)."""
+    rows, frozen_centers, frozen_scratch = frozen
+    loss = np.zeros(LANES, x.dtype)
+    total = 0.0
+    for start in range(0, x.shape[0], LANES):
+        part = x[start : start + LANES]
+        _assign_tile(part, centers, scratch, alpha)
+        _assign_tile(rows[start : start + LANES], frozen_centers, frozen_scratch, alpha)
+        _sharpen(frozen_scratch.q, sharpening)
+        _given_target(scratch, alpha, frozen_scratch.q, scale, loss)
+        total += _close_tile(part, centers, scratch, loss, grad_x[start:], grad_centers)
+    return total
+
+
+@jit
+def given_loss_block(x, centers, scratch, alpha, p, scale, grad_x, grad_centers):
+    """The same with p (m, k) given."""
+    tile = np.empty(scratch.q.shape, x.dtype)
+    loss = np.zeros(LANES, x.dtype)
+    total = 0.0
+    for start in range(0, x.shape[0], LANES):
+        part = x[start : start + LANES]
+        _assign_tile(part, centers, scratch, alpha)
+        _transpose(p[start : start + LANES], tile)
+        _given_target(scratch, alpha, tile, scale, loss)
+        total += _close_tile(part, centers, scratch, loss, grad_x[start:], grad_centers)
+    return total
+
+
+@jit(inner=True)
+def _close_tile(x, centers, scratch, loss, grad_x, grad_centers):
+    """Gradients of the tile from the weights in scratch.q; its loss."""
+    total = 0.0
+    for lane in range(x.shape[0]):
+        total += loss[lane]
+    if grad_x.shape[0] > 0 or grad_centers.shape[0] > 0:
+        gradient_tile(x, centers, scratch.rows, scratch.q, scratch.gradient, grad_x, grad_centers)
+    return total
+
+
+@jit(inner=True)
+def _steepness(alpha):
+    """(alpha + 1) / alpha: the gradient of ln q to a distance carries it."""
+    return 2.0 if alpha is None else (alpha + 1.0) / alpha
 
 
 @jit(inner=True)
 def _target_mass(q, gain, exponent, inverse):
     """1 / sum_j q^exponent gain of each lane; zero in lanes without a row."""
-    zero, one, typed = q.dtype.type(0), q.dtype.type(1), q.dtype.type(exponent)
+    zero, one = q.dtype.type(0), q.dtype.type(1)
     lost = np.zeros(LANES, q.dtype)
     for lane in range(LANES):
         inverse[lane] = zero
     for j in range(q.shape[0]):
         weight = gain[j]
-        if exponent == 2.0:
-            for lane in range(LANES):
-                _add(inverse, lost, lane, q[j, lane] * q[j, lane] * weight)
-        else:
-            for lane in range(LANES):
-                _add(inverse, lost, lane, power(q[j, lane], typed) * weight)
+        for lane in range(LANES):
+            _add(inverse, lost, lane, _raise(q[j, lane], exponent) * weight)
     for lane in range(LANES):
         inverse[lane] = one / inverse[lane] if inverse[lane] != zero else zero
 
 
 @jit(inner=True, reassociate=True)
-def _sharpen(q, gain, exponent):
+def _sharpen(q, sharpening):
     """q becomes p ~ q^exponent gain in place."""
-    typed = q.dtype.type(exponent)
+    gain, exponent = sharpening
     inverse = np.empty(LANES, q.dtype)
     _target_mass(q, gain, exponent, inverse)
     for j in range(q.shape[0]):
         weight = gain[j]
         for lane in range(LANES):
-            value = q[j, lane]
-            raised = value * value if exponent == 2.0 else power(value, typed)
-            q[j, lane] = raised * weight * inverse[lane]
+            q[j, lane] = _raise(q[j, lane], exponent) * weight * inverse[lane]
 
 
 @jit(inner=True, reassociate=True)
-def _own_target(scratch, alpha, gain, exponent, scale, loss):
+def _own_target(scratch, alpha, sharpening, scale, loss):
     """P from q itself. q in scratch becomes the weights of the gradient; loss of each lane."""
-    q, slope, mass = scratch.q, scratch.slope, scratch.mass
+    gain, exponent = sharpening
+    q = scratch.q
     zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
-    factor = q.dtype.type(scale * (alpha + 1.0) / alpha)
-    typed = q.dtype.type(exponent - 1.0)
+    factor = q.dtype.type(scale * _steepness(alpha))
     inverse = np.empty(LANES, q.dtype)
     _target_mass(q, gain, exponent, inverse)
     for lane in range(LANES):
@@ -333,20 +372,19 @@ def _own_target(scratch, alpha, gain, exponent, scale, loss):
         for lane in range(LANES):
             value = tile[lane]
             # p / q = q^(exponent - 1) gain / sum: one logarithm of a ratio near one, so that little cancels
-            raised = value if exponent == 2.0 else power(value, typed)
-            ratio = raised * weight * inverse[lane]
+            ratio = _raise_once_less(value, exponent) * weight * inverse[lane]
             p = ratio * value
             loss[lane] += p * log2(ratio) * ln2
-            tile[lane] = factor * (p - value) * (value * mass[lane] if alpha == 1.0 else slope[j, lane])
+            tile[lane] = factor * (p - value) * _slope(scratch, alpha, j, lane)
 
 
 @jit(inner=True, reassociate=True)
 def _given_target(scratch, alpha, p, scale, loss):
     """P in a tile, its rows of any sum. q in scratch becomes the weights of the gradient."""
-    q, slope, mass = scratch.q, scratch.slope, scratch.mass
+    q, mass = scratch.q, scratch.mass
     zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
     tiny = q.dtype.type(1e-38) if q.itemsize == 4 else q.dtype.type(1e-300)
-    factor = q.dtype.type(scale * (alpha + 1.0) / alpha)
+    factor = q.dtype.type(scale * _steepness(alpha))
     total = np.empty(LANES, q.dtype)
     _sum_centers(p, total)
     for lane in range(LANES):
@@ -356,9 +394,7 @@ def _given_target(scratch, alpha, p, scale, loss):
         for lane in range(LANES):
             value, wanted = tile[lane], p[j, lane]
             loss[lane] += wanted * log2(wanted / max(value, tiny)) * ln2
-            tile[lane] = (
-                factor * (wanted - total[lane] * value) * (value * mass[lane] if alpha == 1.0 else slope[j, lane])
-            )
+            tile[lane] = factor * (wanted - total[lane] * value) * _slope(scratch, alpha, j, lane)
     for lane in range(LANES):
         if not mass[lane] > zero:  # NaN: neither log2 nor max would say so
             loss[lane] = mass[lane]

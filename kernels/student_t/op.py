@@ -119,7 +119,7 @@ def student_t_assign(
     if name == "reference":
         return student_t_assign_reference(x, centers, alpha).to(dtype)
     refuse_transforms("student_t_assign", x, centers)
-    return custom_ops.ASSIGN[name](x, centers, alpha, precision).to(dtype)
+    return custom_ops.student_t_assign(name, x, centers, alpha, precision).to(dtype)
 
 
 def student_t_statistics(
@@ -193,7 +193,7 @@ def student_t_statistics(
     x, centers = x.detach(), centers.detach()
     if name == "reference":
         return StudentTStatistics(*student_t_statistics_reference(x, centers, alpha, previous_labels))
-    return StudentTStatistics(*custom_ops.STATISTICS[name](x, centers, alpha, previous_labels, precision))
+    return StudentTStatistics(*custom_ops.student_t_statistics(name, x, centers, alpha, previous_labels, precision))
 
 
 def target_distribution(
@@ -254,7 +254,7 @@ def target_distribution(
     if name == "reference":
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
         return target_distribution_reference(q.to(dtype), frequency, power, frequency_power).to(q.dtype)
-    return custom_ops.TARGET[name](q, frequency, power, frequency_power)
+    return custom_ops.target_distribution(name, q, frequency, power, frequency_power)
 
 
 def dec_loss(
@@ -368,14 +368,4 @@ def dec_loss(
     if name == "reference":
         return dec_loss_reference(x, centers, constants, alpha, power, frequency_power) / divisor
     refuse_transforms("dec_loss", x, centers)
-    grad_mode = torch.is_grad_enabled()
-    loss, _, _ = custom_ops.DEC_LOSS[name](
-        x,
-        centers,
-        *constants,
-        [alpha, power, frequency_power, divisor],
-        precision,
-        grad_mode and x.requires_grad,
-        grad_mode and centers.requires_grad,
-    )
-    return loss
+    return custom_ops.dec_loss(name, x, centers, constants, [alpha, power, frequency_power, divisor], precision)
