@@ -183,7 +183,7 @@ def _torch_threads() -> int:
 
 
 def _cache() -> dict[str, Any]:
-    from fastdc.kernels._numba import cache_root
+    from fastdc.kernels._cache import cache_root
 
     folder = cache_root()
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from fastdc.kernels._lanes import load_columns, make_corner, padded, store_columns
 from fastdc.kernels._math import lowest_bit
 from fastdc.kernels._numba import jit
+from fastdc.kernels._precision import BY_DIFFERENCES
 from fastdc.kernels._simd import gemm, prepare, sq_dists, weigh_differences
 from fastdc.kernels._vectors import LANES
 
-BY_DIFFERENCES = 16  # features up to which differences are as fast as a product
 NEAR = 0.25
 
 

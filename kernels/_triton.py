@@ -11,7 +11,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastdc.kernels._tile import BY_DIFFERENCES
+from fastdc.kernels._precision import BY_DIFFERENCES
 
 PARTIAL_BYTES = 1 << 26  # all partial sums of one kernel together
 ROWS_A_SPLIT = 1 << 14  # rows that one partial sum covers, so that its float32 digits suffice
