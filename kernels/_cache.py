@@ -21,7 +21,7 @@ from numba.core.caching import FunctionCache, NullCache
 
 from fastdc._version import __version__
 
-UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError, ImportError)
+UNREADABLE = (OSError, EOFError, pickle.UnpicklingError, ValueError, TypeError, LookupError, AttributeError)
 
 
 def make_cache(function: Callable[..., Any]) -> Any:
