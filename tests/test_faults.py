@@ -47,6 +47,7 @@ def test_T46_concurrent_calls_give_what_one_gives(name, set_threads):
         torch.testing.assert_close(result, alone, rtol=0, atol=0)
 
 
+LIBRARIES = ["faiss", "torch", "sklearn.cluster", "numba"]
 CLUSTER = """
 import torch
 from fastdc import dec_loss, nearest_center
