@@ -24,7 +24,7 @@ def make_corner(dtype: np.dtype) -> NDArray[Any]:
 
 @jit(inner=True)
 def load_columns(x, shift, columns, corner):
-    """Up to 64 rows x (m, n_features) less the shift; free lanes repeat the last row.
+    """The first 64 of rows x (m, n_features) less the shift; free lanes repeat the last row.
 
     ``shift`` is (padded,), ``columns`` (padded, 64), whose rows beyond n_features mean nothing.
     """

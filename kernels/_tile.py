@@ -7,6 +7,9 @@ one center's numbers as scalars.
 the centers, and a pair that is still *near* (|x - c|^2 < NEAR (|x|^2 + |c|^2), after the shift) is done again by
 differences and marked in a bit mask, so that gradients treat it by differences too. With few features everything
 is done by differences.
+
+``x`` are the rows of a block from the tile's first on; up to 64 of them are treated, and a vector load may run
+into the next.
 """
 
 from __future__ import annotations
@@ -82,7 +85,7 @@ def make_scratch(n_clusters: int, n_features: int, dtype: np.dtype) -> Scratch:
 
 @jit(inner=True)
 def load_rows(x, centers, scratch):
-    """Up to 64 rows x (m, n_features) into the scratch; lanes without a row repeat the last one."""
+    """Rows x into the scratch; lanes without a row repeat the last one."""
     load_columns(x, centers.shift, scratch.columns, scratch.corner)
     _load_product(x, centers, scratch.product)
 
@@ -153,16 +156,16 @@ def _redo_near(x, center, sq_norms, center_norm, tile):
 
 @jit(inner=True)
 def gradient_tile(x, centers, scratch, weights, grad_columns, grad_x, grad_centers):
-    """Sums of w_jl (x_l - c_j): over centers into grad_x (m, n_features), over rows added to grad_centers.
+    """Sums of w_jl (x_l - c_j): over centers into grad_x (rows as x), over rows added to grad_centers.
 
     ``weights`` (n_clusters, 64) are zero in lanes without a row; those of near pairs become zero on the way.
-    grad_columns (padded, 64) is scratch, grad_centers (n_clusters, padded); grad_x may have more rows than x,
-    not yet written. A gradient of no rows is not wanted.
+    grad_columns (padded, 64) is scratch, grad_centers (n_clusters, padded); rows of grad_x beyond
+    the tile are not yet written. A gradient of no rows is not wanted.
     """
     need_x = grad_x.shape[0] > 0
     _gradients(x, centers, scratch.columns, scratch.product, weights, grad_columns, need_x, grad_centers)
     if need_x:
-        store_columns(grad_columns, x.shape[0], grad_x, scratch.corner)
+        store_columns(grad_columns, min(LANES, x.shape[0]), grad_x, scratch.corner)
 
 
 @jit(inner=True)

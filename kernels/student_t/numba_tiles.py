@@ -1,5 +1,8 @@
 """Compiled blocks of the CPU kernels. A tile is (n_clusters, 64): 64 rows in lanes, their last ones unused.
 
+Functions of a tile are given all rows of the block from the tile's first on, and treat up to 64 of them: so a
+vector load may run into the next row.
+
 ``slope`` is 1 / (1 + d^2 / alpha), the factor that the gradient of a distance carries; for alpha = 1 it is q
 times the row's mass and is not stored.
 
@@ -53,9 +56,9 @@ def _raise_once_less(value, exponent):
 def assign_block(x, centers, scratch, alpha, q_out):
     """q of rows x (m, d) into q_out (m, k)."""
     for start in range(0, x.shape[0], LANES):
-        part = x[start : start + LANES]
+        part = x[start:]
         _assign_tile(part, centers, scratch, alpha)
-        for lane in range(part.shape[0]):
+        for lane in range(min(LANES, part.shape[0])):
             for j in range(q_out.shape[1]):
                 q_out[start + lane, j] = scratch.q[j, lane]
 
@@ -65,7 +68,7 @@ def frequency_block(x, centers, scratch, alpha, frequency):
     """Sum of q over rows x, into frequency (k,) float64."""
     frequency[:] = 0.0
     for start in range(0, x.shape[0], LANES):
-        part = x[start : start + LANES]
+        part = x[start:]
         _assign_tile(part, centers, scratch, alpha)
         _add_frequency(scratch.q, frequency)
 
@@ -89,13 +92,13 @@ def statistics_block(x, centers, scratch, alpha, out, frequency):
     largest = np.empty(LANES, x.dtype)
     disorder = np.empty(LANES, x.dtype)
     for start in range(0, x.shape[0], LANES):
-        part = x[start : start + LANES]
+        part = x[start:]
         load_rows(part, centers, scratch.rows)
         sq_distance_tile(part, centers, scratch.rows, scratch.q)
         _nearest(scratch.q, nearest, largest)
         _normalise_tile(part.shape[0], scratch, alpha)
         _entropy(scratch.q, largest, disorder)
-        for lane in range(part.shape[0]):
+        for lane in range(min(LANES, part.shape[0])):
             if not scratch.mass[lane] > 0:  # NaN: the row belongs to no cluster and adds to none
                 nearest[lane] = -1
                 for j in range(scratch.q.shape[0]):
@@ -232,7 +235,7 @@ def assign_backward_block(x, centers, scratch, alpha, grad_q, grad_x, grad_cente
     weights = np.empty(scratch.q.shape, x.dtype)
     for start in range(0, x.shape[0], LANES):
         stop = start + LANES
-        part = x[start:stop]
+        part = x[start:]
         _assign_tile(part, centers, scratch, alpha)
         _transpose(grad_q[start:stop], weights)
         _assign_weights(scratch, alpha, weights)
@@ -274,7 +277,7 @@ def own_loss_block(x, centers, scratch, alpha, sharpening, scale, grad_x, grad_c
     loss = np.zeros(LANES, x.dtype)
     total = 0.0
     for start in range(0, x.shape[0], LANES):
-        part = x[start : start + LANES]
+        part = x[start:]
         _assign_tile(part, centers, scratch, alpha)
         _own_target(scratch, alpha, sharpening, scale, loss)
         total += _close_tile(part, centers, scratch, loss, grad_x[start:], grad_centers)
@@ -288,9 +291,9 @@ def frozen_loss_block(x, centers, scratch, alpha, frozen, sharpening, scale, gra
     loss = np.zeros(LANES, x.dtype)
     total = 0.0
     for start in range(0, x.shape[0], LANES):
-        part = x[start : start + LANES]
+        part = x[start:]
         _assign_tile(part, centers, scratch, alpha)
-        _assign_tile(rows[start : start + LANES], frozen_centers, frozen_scratch, alpha)
+        _assign_tile(rows[start:], frozen_centers, frozen_scratch, alpha)
         _sharpen(frozen_scratch.q, sharpening)
         _given_target(scratch, alpha, frozen_scratch.q, scale, loss)
         total += _close_tile(part, centers, scratch, loss, grad_x[start:], grad_centers)
@@ -304,7 +307,7 @@ def given_loss_block(x, centers, scratch, alpha, p, scale, grad_x, grad_centers)
     loss = np.zeros(LANES, x.dtype)
     total = 0.0
     for start in range(0, x.shape[0], LANES):
-        part = x[start : start + LANES]
+        part = x[start:]
         _assign_tile(part, centers, scratch, alpha)
         _transpose(p[start : start + LANES], tile)
         _given_target(scratch, alpha, tile, scale, loss)
@@ -316,7 +319,7 @@ def given_loss_block(x, centers, scratch, alpha, p, scale, grad_x, grad_centers)
 def _close_tile(x, centers, scratch, loss, grad_x, grad_centers):
     """Gradients of the tile from the weights in scratch.q; its loss."""
     total = 0.0
-    for lane in range(x.shape[0]):
+    for lane in range(min(LANES, x.shape[0])):
         total += loss[lane]
     if grad_x.shape[0] > 0 or grad_centers.shape[0] > 0:
         gradient_tile(x, centers, scratch.rows, scratch.q, scratch.gradient, grad_x, grad_centers)
