@@ -36,11 +36,12 @@ class Images(NamedTuple):
     truth: np.ndarray  # (n_samples,), int64
 
 
-class Epochs(NamedTuple):
-    """How long to train."""
+class Recipe(NamedTuple):
+    """How to train: epochs of the autoencoder, epochs of refinement, and the latter's step size."""
 
     pretrain: int
     refine: int
+    learning_rate: float
 
 
 class Outcome(NamedTuple):
@@ -100,15 +101,15 @@ def run(out: Path, *, quick: bool = False, random_state: int = 0) -> dict[str, d
         folder = out / images.name
         folder.mkdir(parents=True, exist_ok=True)
         console.print(f"{images.name}: {len(images.x):,} images of {images.images[0].size} pixels")
-        epochs = Epochs(15, 10) if quick else EPOCHS[images.name]
-        outcomes[images.name], models = _cluster(images, folder, epochs, random_state)
+        recipe = Recipe(15, 10, 1e-3) if quick else RECIPES[images.name]
+        outcomes[images.name], models = _cluster(images, folder, recipe, random_state)
         console.print(_table(outcomes[images.name]))
         _draw(images, folder, outcomes[images.name]["IDEC"].labels, models, quick)
     console.print(f"Labels and pictures are in {out}")
     return outcomes
 
 
-EPOCHS = {"digits": Epochs(60, 40), "mnist-5000": Epochs(50, 20)}
+RECIPES = {"digits": Recipe(60, 40, 1e-3), "mnist-5000": Recipe(50, 40, 1e-4)}
 
 
 def datasets(quick: bool) -> Iterator[Images]:
@@ -125,9 +126,8 @@ def datasets(quick: bool) -> Iterator[Images]:
 
 
 def _images(name: str, images: np.ndarray, truth: np.ndarray) -> Images:
-    """One mean and one deviation for all pixels: each pixel's own would blow up the empty border."""
-    flat = images.reshape(len(images), -1)
-    x = ((flat - flat.mean()) / flat.std()).astype(np.float32)
+    """Pixels from 0 to 1: one scale for all of them, for each pixel's own would blow up the empty border."""
+    x = (images.reshape(len(images), -1) / images.max()).astype(np.float32)
     return Images(name, x, images, truth.astype(np.int64))
 
 
@@ -152,7 +152,7 @@ class WatchedIDEC(Watched, IDEC):
 
 
 def _cluster(
-    images: Images, folder: Path, epochs: Epochs, random_state: int
+    images: Images, folder: Path, recipe: Recipe, random_state: int
 ) -> tuple[dict[str, Outcome], dict[str, Any]]:
     """The outcome of every method, and the fitted deep models, the one that only pre-trained first."""
     x, truth, n_clusters = images.x, images.truth, len(np.unique(images.truth))
@@ -170,7 +170,7 @@ def _cluster(
         return seconds
 
     fit("kmeans", KMeans(n_clusters, n_init=10, random_state=random_state))
-    start = DEC(n_clusters, pretrain_epochs=epochs.pretrain, epochs=0, random_state=random_state)
+    start = DEC(n_clusters, pretrain_epochs=recipe.pretrain, epochs=0, random_state=random_state)
     pretraining = fit("autoencoder+kmeans", start)
     models: dict[str, Any] = {"pretraining": start}
     for name, method in (("DEC", WatchedDEC), ("IDEC", WatchedIDEC)):
@@ -178,7 +178,8 @@ def _cluster(
             n_clusters,
             autoencoder=start.autoencoder_,
             pretrain_epochs=0,
-            epochs=epochs.refine,
+            epochs=recipe.refine,
+            learning_rate=recipe.learning_rate,
             random_state=random_state,
         )
         model.truth = truth

@@ -51,7 +51,7 @@ def jit(function: Any = None, *, reassociate: bool = False, inline: bool = False
 
 def export(symbol: str, signature: Any, function: Any) -> None:
     """Compile a function of scalars and pointers now, and let kernels call it by the symbol."""
-    compiled = CFunc(function, normalize_signature(signature), locals={}, options={"error_model": "numpy"})
+    compiled: Any = CFunc(function, normalize_signature(signature), locals={}, options={"error_model": "numpy"})
     compiled._cache = make_cache(function)
     compiled.compile()
     llvmlite.binding.add_symbol(symbol, compiled.address)
