@@ -97,13 +97,13 @@ def markdown(rows: Sequence[Row], files: Iterable[Path]) -> str:
     return "\n".join(parts)
 
 
-def replace_between_markers(path: Path, table: str) -> None:
+def replace_between_markers(path: Path, table: str, begin: str = BEGIN, end: str = END) -> None:
     """Put the table between the two markers of a file; a file without both, in order, raises."""
     text = path.read_text(encoding="utf-8")
-    start, stop = text.find(BEGIN), text.find(END)
+    start, stop = text.find(begin), text.find(end)
     if start < 0 or stop < start:
-        raise ValueError(f"{path.name} needs the lines {BEGIN} and {END}, in this order, to hold the table")
-    path.write_text(f"{text[: start + len(BEGIN)]}\n{table}\n{text[stop:]}", encoding="utf-8")
+        raise ValueError(f"{path.name} needs the lines {begin} and {end}, in this order, to hold the table")
+    path.write_text(f"{text[: start + len(begin)]}\n{table}\n{text[stop:]}", encoding="utf-8")
 
 
 def _fact(row: Row, name: str) -> str:

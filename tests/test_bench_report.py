@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
 
-from bench import report
+from bench import quality_report, report
 from bench._rows import Row, append_rows, latest, read_rows, slowdowns
 
 
@@ -113,3 +114,21 @@ def test_report_plots_one_picture_an_op(tmp_path):
         pixels = image.imread(tmp_path / f"figure-{op}.png")
         assert pixels.shape[0] > 300
         assert pixels[..., :3].std() > 0.05
+
+
+def test_quality_report_takes_the_last_summary_of_each_comparison(tmp_path, capsys):
+    def summary(acc):
+        scores = {f"{side}: {name}": acc for side in ("fastdc", "clustpy") for name in ("acc", "nmi", "seconds")}
+        differences = {f"minus clustpy: {name}{part}": 0.01 for name in ("acc", "nmi") for part in ("", " error")}
+        about = {"data": "digits", "method": "dec", "comparison": "paired", "seeds": 3, "date": "2030-01-02T00:00"}
+        return json.dumps({"kind": "summary", **about, **scores, **differences})
+
+    rows, readme = tmp_path / "rows.jsonl", tmp_path / "README.md"
+    rows.write_text("\n".join([summary(0.5), json.dumps({"kind": "run"}), summary(0.75)]))
+    readme.write_text(f"before\n{quality_report.BEGIN}\n{quality_report.END}\nafter\n")
+    quality_report.main([str(rows), "--readme", str(readme)])
+    assert (
+        "| digits | DEC | paired | 0.750 / 0.750 | 0.750 / 0.750 | +0.0100 ± 0.0100 | +0.0100 ± 0.0100 | 1.00 |"
+        in readme.read_text().splitlines()
+    )
+    assert "0.500" not in readme.read_text()
