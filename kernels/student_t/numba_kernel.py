@@ -21,6 +21,7 @@ from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
 from fastdc.kernels._tile import Centers, make_scratch, prepare_centers
 from fastdc.kernels._vectors import LANES
+from fastdc.kernels.student_t import numba_loss
 from fastdc.kernels.student_t import numba_tiles as tiles
 
 
@@ -140,15 +141,15 @@ def dec_loss(
     source: Callable[[int, int, int], tuple[Any, ...]]
     if p is not None:
         p_rows = Rows(p, job.dtype)
-        kernel, source = tiles.given_loss_block, lambda worker, start, stop: (p_rows[start:stop],)
+        kernel, source = numba_loss.given_loss_block, lambda worker, start, stop: (p_rows[start:stop],)
     else:
         mass = _frequency(job) if mass is None else mass
         sharpening = cluster_gain(mass, frequency_power, job.dtype), _exponent(power, job.dtype)
         if target_x is None:
-            kernel, source = tiles.own_loss_block, lambda *_: (sharpening,)
+            kernel, source = numba_loss.own_loss_block, lambda *_: (sharpening,)
         else:
             refresh = _Job(target_x, target_centers, alpha, job.dtype)
-            kernel, source = tiles.frozen_loss_block, lambda *part: (refresh.part(*part), sharpening)
+            kernel, source = numba_loss.frozen_loss_block, lambda *part: (refresh.part(*part), sharpening)
 
     def work(worker: int, start: int, stop: int) -> None:
         losses[worker] = kernel(

@@ -23,7 +23,7 @@ from fastdc.kernels._numba import jit
 from fastdc.kernels._tile import gradient_tile, load_rows, sq_distance_tile
 from fastdc.kernels._vectors import LANES
 
-_LN2 = float(np.log(2.0))
+LN2 = float(np.log(2.0))
 
 
 class Scratch(NamedTuple):
@@ -37,19 +37,20 @@ class Scratch(NamedTuple):
 
 
 @jit(inline=True)
-def _slope(scratch, alpha, j, lane):
+def slope_of(scratch, alpha, j, lane):
     """1 / (1 + d^2 / alpha) while scratch.q holds q."""
     return scratch.q[j, lane] * scratch.mass[lane] if alpha is None else scratch.slope[j, lane]
 
 
 @jit(inline=True)
-def _raise(value, exponent):
+def raised(value, exponent):
     return value * value if exponent is None else power(value, exponent)
 
 
-@jit(inline=True)
-def _raise_once_less(value, exponent):
-    return value if exponent is None else power(value, exponent - type(exponent)(1))
+@jit(inner=True)
+def steepness(alpha):
+    """(alpha + 1) / alpha: the gradient of ln q to a distance carries it."""
+    return 2.0 if alpha is None else (alpha + 1.0) / alpha
 
 
 @jit
@@ -57,7 +58,7 @@ def assign_block(x, centers, scratch, alpha, q_out):
     """q of rows x (m, d) into q_out (m, k)."""
     for start in range(0, x.shape[0], LANES):
         part = x[start:]
-        _assign_tile(part, centers, scratch, alpha)
+        assign_tile(part, centers, scratch, alpha)
         for lane in range(min(LANES, part.shape[0])):
             for j in range(q_out.shape[1]):
                 q_out[start + lane, j] = scratch.q[j, lane]
@@ -69,7 +70,7 @@ def frequency_block(x, centers, scratch, alpha, frequency):
     frequency[:] = 0.0
     for start in range(0, x.shape[0], LANES):
         part = x[start:]
-        _assign_tile(part, centers, scratch, alpha)
+        assign_tile(part, centers, scratch, alpha)
         _add_frequency(scratch.q, frequency)
 
 
@@ -125,7 +126,7 @@ def _nearest(sq_dists, nearest, smallest):
 @jit(inner=True, reassociate=True)
 def _entropy(q, largest, entropy):
     """Largest q and -sum q ln q of each lane."""
-    zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
+    zero, ln2 = q.dtype.type(0), q.dtype.type(LN2)
     for lane in range(LANES):
         largest[lane] = q[0, lane]
         entropy[lane] = zero
@@ -137,7 +138,7 @@ def _entropy(q, largest, entropy):
 
 
 @jit(inner=True)
-def _assign_tile(x, centers, scratch, alpha):
+def assign_tile(x, centers, scratch, alpha):
     """scratch.q: soft assignment of up to 64 rows; zero in lanes without a row."""
     load_rows(x, centers, scratch.rows)
     sq_distance_tile(x, centers, scratch.rows, scratch.q)
@@ -157,7 +158,7 @@ def _normalise_tile(m, scratch, alpha):
                 tile[lane] = one / (one + min(tile[lane], largest))
     else:
         _general_kernel(q, slope, q.dtype.type(1.0 / alpha), q.dtype.type((alpha + 1.0) / 2.0), largest)
-    _sum_centers(q, mass)
+    sum_centers(q, mass)
     factor = np.empty(LANES, q.dtype)
     for lane in range(LANES):
         factor[lane] = one / mass[lane] if lane < m else zero
@@ -183,7 +184,7 @@ def _general_kernel(q, slope, inverse_alpha, exponent, largest):
 
 
 @jit(inline=True)
-def _add(total, lost, lane, value):
+def add(total, lost, lane, value):
     """Compensated sum: an error common to a row's q would not cancel in p - q, and one large q hides small ones."""
     corrected = value - lost[lane]
     larger = total[lane] + corrected
@@ -192,14 +193,14 @@ def _add(total, lost, lane, value):
 
 
 @jit(inner=True)
-def _sum_centers(tile, total):
+def sum_centers(tile, total):
     """Sum over centers of each lane."""
     lost = np.zeros(LANES, tile.dtype)
     for lane in range(LANES):
         total[lane] = tile.dtype.type(0)
     for j in range(tile.shape[0]):
         for lane in range(LANES):
-            _add(total, lost, lane, tile[j, lane])
+            add(total, lost, lane, tile[j, lane])
 
 
 @jit(reassociate=True)
@@ -222,7 +223,7 @@ def target_block(q, gain, exponent, p):
         scale = one / largest
         total = zero
         for j in range(q.shape[1]):
-            p[i, j] = _raise(q[i, j] * scale, exponent) * gain[j]
+            p[i, j] = raised(q[i, j] * scale, exponent) * gain[j]
             total += p[i, j]
         inverse = one / total
         for j in range(q.shape[1]):
@@ -236,14 +237,14 @@ def assign_backward_block(x, centers, scratch, alpha, grad_q, grad_x, grad_cente
     for start in range(0, x.shape[0], LANES):
         stop = start + LANES
         part = x[start:]
-        _assign_tile(part, centers, scratch, alpha)
-        _transpose(grad_q[start:stop], weights)
+        assign_tile(part, centers, scratch, alpha)
+        transpose(grad_q[start:stop], weights)
         _assign_weights(scratch, alpha, weights)
         gradient_tile(part, centers, scratch.rows, weights, scratch.gradient, grad_x[start:], grad_centers)
 
 
 @jit(inner=True)
-def _transpose(rows, columns):
+def transpose(rows, columns):
     """rows (m, k) into columns (k, 64); zero in lanes without a row."""
     m = rows.shape[0]
     for lane in range(LANES):
@@ -255,152 +256,16 @@ def _transpose(rows, columns):
 def _assign_weights(scratch, alpha, weights):
     """Output gradients in weights become those of d^2/2: -(alpha+1)/alpha slope q (g - sum q g)."""
     q = scratch.q
-    factor = q.dtype.type(-_steepness(alpha))
+    factor = q.dtype.type(-steepness(alpha))
     expected = np.zeros(LANES, q.dtype)
     lost = np.zeros(LANES, q.dtype)
     for j in range(q.shape[0]):
         for lane in range(LANES):
-            _add(expected, lost, lane, q[j, lane] * weights[j, lane])
+            add(expected, lost, lane, q[j, lane] * weights[j, lane])
     for j in range(q.shape[0]):
         for lane in range(LANES):
-            slope = _slope(scratch, alpha, j, lane)
+            slope = slope_of(scratch, alpha, j, lane)
             weights[j, lane] = factor * q[j, lane] * slope * (weights[j, lane] - expected[lane])
-
-
-@jit
-def own_loss_block(x, centers, scratch, alpha, sharpening, scale, grad_x, grad_centers):
-    """Sum of KL(p_i || q_i) over rows x, float64, p from q itself; gradients times ``scale``.
-
-    sharpening: (gain (k,), exponent). grad_x may have more rows than x, not yet written; grad_centers (k, padded)
-    is added to. A gradient of no rows is not wanted.
-    """
-    loss = np.zeros(LANES, x.dtype)
-    total = 0.0
-    for start in range(0, x.shape[0], LANES):
-        part = x[start:]
-        _assign_tile(part, centers, scratch, alpha)
-        _own_target(scratch, alpha, sharpening, scale, loss)
-        total += _close_tile(part, centers, scratch, loss, grad_x[start:], grad_centers)
-    return total
-
-
-@jit
-def frozen_loss_block(x, centers, scratch, alpha, frozen, sharpening, scale, grad_x, grad_centers):
-    """The same with p from the refresh's rows and centers. frozen: (rows (m, d'), centers, scratch)."""
-    rows, frozen_centers, frozen_scratch = frozen
-    loss = np.zeros(LANES, x.dtype)
-    total = 0.0
-    for start in range(0, x.shape[0], LANES):
-        part = x[start:]
-        _assign_tile(part, centers, scratch, alpha)
-        _assign_tile(rows[start:], frozen_centers, frozen_scratch, alpha)
-        _sharpen(frozen_scratch.q, sharpening)
-        _given_target(scratch, alpha, frozen_scratch.q, scale, loss)
-        total += _close_tile(part, centers, scratch, loss, grad_x[start:], grad_centers)
-    return total
-
-
-@jit
-def given_loss_block(x, centers, scratch, alpha, p, scale, grad_x, grad_centers):
-    """The same with p (m, k) given."""
-    tile = np.empty(scratch.q.shape, x.dtype)
-    loss = np.zeros(LANES, x.dtype)
-    total = 0.0
-    for start in range(0, x.shape[0], LANES):
-        part = x[start:]
-        _assign_tile(part, centers, scratch, alpha)
-        _transpose(p[start : start + LANES], tile)
-        _given_target(scratch, alpha, tile, scale, loss)
-        total += _close_tile(part, centers, scratch, loss, grad_x[start:], grad_centers)
-    return total
-
-
-@jit(inner=True)
-def _close_tile(x, centers, scratch, loss, grad_x, grad_centers):
-    """Gradients of the tile from the weights in scratch.q; its loss."""
-    total = 0.0
-    for lane in range(min(LANES, x.shape[0])):
-        total += loss[lane]
-    if grad_x.shape[0] > 0 or grad_centers.shape[0] > 0:
-        gradient_tile(x, centers, scratch.rows, scratch.q, scratch.gradient, grad_x, grad_centers)
-    return total
-
-
-@jit(inner=True)
-def _steepness(alpha):
-    """(alpha + 1) / alpha: the gradient of ln q to a distance carries it."""
-    return 2.0 if alpha is None else (alpha + 1.0) / alpha
-
-
-@jit(inner=True)
-def _target_mass(q, gain, exponent, inverse):
-    """1 / sum_j q^exponent gain of each lane; zero in lanes without a row."""
-    zero, one = q.dtype.type(0), q.dtype.type(1)
-    lost = np.zeros(LANES, q.dtype)
-    for lane in range(LANES):
-        inverse[lane] = zero
-    for j in range(q.shape[0]):
-        weight = gain[j]
-        for lane in range(LANES):
-            _add(inverse, lost, lane, _raise(q[j, lane], exponent) * weight)
-    for lane in range(LANES):
-        inverse[lane] = one / inverse[lane] if inverse[lane] != zero else zero
-
-
-@jit(inner=True, reassociate=True)
-def _sharpen(q, sharpening):
-    """q becomes p ~ q^exponent gain in place."""
-    gain, exponent = sharpening
-    inverse = np.empty(LANES, q.dtype)
-    _target_mass(q, gain, exponent, inverse)
-    for j in range(q.shape[0]):
-        weight = gain[j]
-        for lane in range(LANES):
-            q[j, lane] = _raise(q[j, lane], exponent) * weight * inverse[lane]
-
-
-@jit(inner=True, reassociate=True)
-def _own_target(scratch, alpha, sharpening, scale, loss):
-    """P from q itself. q in scratch becomes the weights of the gradient; loss of each lane."""
-    gain, exponent = sharpening
-    q = scratch.q
-    zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
-    factor = q.dtype.type(scale * _steepness(alpha))
-    inverse = np.empty(LANES, q.dtype)
-    _target_mass(q, gain, exponent, inverse)
-    for lane in range(LANES):
-        loss[lane] = zero
-    for j in range(q.shape[0]):
-        tile, weight = q[j], gain[j]
-        for lane in range(LANES):
-            value = tile[lane]
-            # p / q = q^(exponent - 1) gain / sum: one logarithm of a ratio near one, so that little cancels
-            ratio = _raise_once_less(value, exponent) * weight * inverse[lane]
-            p = ratio * value
-            loss[lane] += p * log2(ratio) * ln2
-            tile[lane] = factor * (p - value) * _slope(scratch, alpha, j, lane)
-
-
-@jit(inner=True, reassociate=True)
-def _given_target(scratch, alpha, p, scale, loss):
-    """P in a tile, its rows of any sum. q in scratch becomes the weights of the gradient."""
-    q, mass = scratch.q, scratch.mass
-    zero, ln2 = q.dtype.type(0), q.dtype.type(_LN2)
-    tiny = q.dtype.type(1e-38) if q.itemsize == 4 else q.dtype.type(1e-300)
-    factor = q.dtype.type(scale * _steepness(alpha))
-    total = np.empty(LANES, q.dtype)
-    _sum_centers(p, total)
-    for lane in range(LANES):
-        loss[lane] = zero
-    for j in range(q.shape[0]):
-        tile = q[j]
-        for lane in range(LANES):
-            value, wanted = tile[lane], p[j, lane]
-            loss[lane] += wanted * log2(wanted / max(value, tiny)) * ln2
-            tile[lane] = factor * (wanted - total[lane] * value) * _slope(scratch, alpha, j, lane)
-    for lane in range(LANES):
-        if not mass[lane] > zero:  # NaN: neither log2 nor max would say so
-            loss[lane] = mass[lane]
 
 
 @jit
