@@ -139,14 +139,17 @@ def dec_loss(
     mass = None if frequency is None else as_array(frequency.double(), np.dtype(np.float64))
     kernel: Any
     source: Callable[[int, int, int], tuple[Any, ...]]
+    last: tuple[NDArray, ...] = ()
     if p is not None:
         p_rows = Rows(p, job.dtype)
         kernel, source = numba_loss.given_loss_block, lambda worker, start, stop: (p_rows[start:stop],)
     else:
-        mass = _frequency(job) if mass is None else mass
-        sharpening = cluster_gain(mass, frequency_power, job.dtype), _exponent(power, job.dtype)
+        exponent = _exponent(power, job.dtype)
+        mass = _frequency(job, exponent) if mass is None else mass
+        sharpening = cluster_gain(mass, frequency_power, job.dtype), exponent
         if target_x is None:
             kernel, source = numba_loss.own_loss_block, lambda *_: (sharpening,)
+            last = (np.empty(0),)  # no frequency: it is known by now
         else:
             refresh = _Job(target_x, target_centers, alpha, job.dtype)
             kernel, source = numba_loss.frozen_loss_block, lambda *part: (refresh.part(*part), sharpening)
@@ -159,6 +162,7 @@ def dec_loss(
             1.0 / divisor,
             gradients.of_rows(start, stop),
             gradients.partial[worker],
+            *last,
         )
 
     def commit(worker: int) -> None:
@@ -182,12 +186,22 @@ def _exponent(power: float, dtype: np.dtype) -> Any:
     return None if power == 2.0 else dtype.type(power)
 
 
-def _frequency(job: _Job) -> NDArray:
+def _frequency(job: _Job, exponent: Any) -> NDArray:
     """f: the sum of q over all rows, float64."""
     frequency = _Frequency(job)
+    sharpening = np.ones(job.k, job.dtype), exponent  # not looked at in this pass
+    no_gradients = _Gradients(job, False, False)
 
     def work(worker: int, start: int, stop: int) -> None:
-        tiles.frequency_block(*job.part(worker, start, stop), job.alpha, frequency.partial[worker])
+        numba_loss.own_loss_block(
+            *job.part(worker, start, stop),
+            job.alpha,
+            sharpening,
+            0.0,
+            no_gradients.none,
+            no_gradients.partial[worker],
+            frequency.partial[worker],
+        )
 
     run_blocks(job.n, job.block, work, frequency.commit)
     return frequency.total

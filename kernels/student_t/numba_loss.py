@@ -11,6 +11,7 @@ from fastdc.kernels._vectors import LANES
 from fastdc.kernels.student_t.numba_tiles import (
     LN2,
     add,
+    add_frequency,
     assign_tile,
     raised,
     slope_of,
@@ -21,17 +22,24 @@ from fastdc.kernels.student_t.numba_tiles import (
 
 
 @jit
-def own_loss_block(x, centers, scratch, alpha, sharpening, scale, grad_x, grad_centers):
+def own_loss_block(x, centers, scratch, alpha, sharpening, scale, grad_x, grad_centers, frequency):
     """Sum of KL(p_i || q_i) over rows x, float64, p from q itself; gradients times ``scale``.
+
+    With a ``frequency`` (k,) float64 that is not empty, only that becomes the sum of q over the rows: the pass
+    before the loss, in the same machine code.
 
     sharpening: (gain (k,), exponent). grad_x may have more rows than x, not yet written; grad_centers (k, padded)
     is added to. A gradient of no rows is not wanted.
     """
     loss = np.zeros(LANES, x.dtype)
     total = 0.0
+    frequency[:] = 0.0
     for start in range(0, x.shape[0], LANES):
         part = x[start:]
         assign_tile(part, centers, scratch, alpha)
+        if frequency.size > 0:
+            add_frequency(scratch.q, frequency)
+            continue
         _own_target(scratch, alpha, sharpening, scale, loss)
         total += _close_tile(part, centers, scratch, loss, grad_x[start:], grad_centers)
     return total

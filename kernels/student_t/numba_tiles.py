@@ -64,18 +64,9 @@ def assign_block(x, centers, scratch, alpha, q_out):
                 q_out[start + lane, j] = scratch.q[j, lane]
 
 
-@jit
-def frequency_block(x, centers, scratch, alpha, frequency):
-    """Sum of q over rows x, into frequency (k,) float64."""
-    frequency[:] = 0.0
-    for start in range(0, x.shape[0], LANES):
-        part = x[start:]
-        assign_tile(part, centers, scratch, alpha)
-        _add_frequency(scratch.q, frequency)
-
-
 @jit(inner=True, reassociate=True)
-def _add_frequency(q, frequency):
+def add_frequency(q, frequency):
+    """Add the sums of q over lanes to frequency (k,) float64."""
     for j in range(q.shape[0]):
         total = q.dtype.type(0)
         tile = q[j]
@@ -107,7 +98,7 @@ def statistics_block(x, centers, scratch, alpha, out, frequency):
             labels[start + lane] = nearest[lane]
             confidence[start + lane] = largest[lane]
             entropy[start + lane] = disorder[lane]
-        _add_frequency(scratch.q, frequency)
+        add_frequency(scratch.q, frequency)
 
 
 @jit(inner=True)
