@@ -23,8 +23,10 @@ _HOME = {  # public name -> the module that defines it
     "nearest_center": "fastdc.kernels.kmeans",
     "normalized_mutual_info": "fastdc.metrics",
     "purity": "fastdc.metrics",
+    "sinkhorn_assign": "fastdc.kernels.sinkhorn",
     "student_t_assign": "fastdc.kernels.student_t",
     "student_t_statistics": "fastdc.kernels.student_t",
+    "swapped_prediction_loss": "fastdc.kernels.sinkhorn",
     "target_distribution": "fastdc.kernels.student_t",
     "use_backend": "fastdc.kernels",
 }
@@ -48,8 +50,10 @@ __all__ = [
     "nearest_center",
     "normalized_mutual_info",
     "purity",
+    "sinkhorn_assign",
     "student_t_assign",
     "student_t_statistics",
+    "swapped_prediction_loss",
     "target_distribution",
     "use_backend",
 ]
@@ -72,6 +76,7 @@ if TYPE_CHECKING:
     from fastdc.kernels import BackendError, explain, use_backend
     from fastdc.kernels.contingency import contingency_table
     from fastdc.kernels.kmeans import kmeans_plusplus, kmeans_step, nearest_center
+    from fastdc.kernels.sinkhorn import sinkhorn_assign, swapped_prediction_loss
     from fastdc.kernels.student_t import (
         dec_loss,
         student_t_assign,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdc import metrics
-from fastdc.kernels import OPS, contingency, kmeans, student_t
+from fastdc.kernels import OPS, contingency, kmeans, sinkhorn, student_t
 
 SHAPES = ((300, 2, 3), (300, 96, 130))  # n_samples, n_features, n_clusters: within one tile, and beyond
 DTYPES = (torch.float32, torch.float64)  # half precision runs in the kernels of float32
@@ -75,6 +75,14 @@ def _contingency_table(x: Tensor, centers: Tensor) -> None:
     metrics.adjusted_mutual_info(labels, labels.roll(1))  # equal labels need no expected value
 
 
+def _swapped_prediction_loss(x: Tensor, centers: Tensor) -> None:
+    unit = torch.nn.functional.normalize
+    z1, z2, prototypes = (unit(t).requires_grad_() for t in (x, x.flip(0), centers))
+    sinkhorn.swapped_prediction_loss(z1, z2, prototypes).backward()
+    with torch.no_grad():
+        sinkhorn.swapped_prediction_loss(z1, z2, prototypes)
+
+
 _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "student_t_assign": _student_t_assign,
     "student_t_statistics": _student_t_statistics,
@@ -84,4 +92,6 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "kmeans_step": _kmeans_step,
     "kmeans_plusplus": lambda x, centers: kmeans.kmeans_plusplus(x, len(centers), random_state=0),
     "contingency_table": _contingency_table,
+    "sinkhorn_assign": lambda x, centers: sinkhorn.sinkhorn_assign(x @ centers.T),
+    "swapped_prediction_loss": _swapped_prediction_loss,
 }

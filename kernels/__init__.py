@@ -17,6 +17,8 @@ OPS = {  # public op -> its room
     "kmeans_step": "kmeans",
     "kmeans_plusplus": "kmeans",
     "contingency_table": "contingency",
+    "sinkhorn_assign": "sinkhorn",
+    "swapped_prediction_loss": "sinkhorn",
 }
 
 __all__ = ["OPS", "BackendError", "Choice", "Hardware", "choose", "explain", "use_backend"]

@@ -1,4 +1,4 @@
-"""log2 and power inside CPU kernels, in a form that LLVM vectorises; the lowest bit of a mask."""
+"""log2, exp2 and power inside CPU kernels, in a form that LLVM vectorises; the lowest bit of a mask."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import overload
 
 from fastdc.kernels._numba import jit
@@ -104,3 +105,82 @@ def _power(x, y):
     if x == types.float32:
         return lambda x, y: _power_float32(x, y)
     return lambda x, y: x**y
+
+
+@intrinsic
+def multiply_add(typingctx, a, b, c):
+    """a * b + c, rounded once where the processor can."""
+    if not (a == b == c and a in (types.float32, types.float64)):
+        return None
+
+    def codegen(context, builder, signature, args):
+        number = args[0].type
+        name = f"llvm.fmuladd.f{signature.return_type.bitwidth}"
+        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(number, [number] * 3), name)
+        return builder.call(function, args)
+
+    return a(a, a, a), codegen
+
+
+# (2^r - 1) / r for |r| <= 1/2, of degree 5 and least relative error in 2^r: 2e-9
+_Q0, _Q1, _Q2 = _f(0.69314720288), _f(0.24022647910), _f(0.05550332409)
+_Q3, _Q4, _Q5 = _f(0.00961843761), _f(0.00133989002), _f(0.00015353341)
+_ROUNDER = _f(1.5 * 2**23 + 127)  # added to x, it leaves round(x) + 127 in the last bits
+_SMALLEST_EXPONENT = _f(-125.0)
+
+
+@jit(inline=True)
+def _times_two_to(r, rounder):
+    """2**r times two to the integer in the last bits of ``rounder``, |r| <= 1/2."""
+    q = multiply_add(r, _Q5, _Q4)
+    q = multiply_add(r, q, _Q3)
+    q = multiply_add(r, q, _Q2)
+    q = multiply_add(r, q, _Q1)
+    q = multiply_add(r, q, _Q0)
+    return multiply_add(r, q, _f(1.0)) * _float_of(_bits_of(rounder) << np.int32(23))
+
+
+@jit(inline=True)
+def _exp2_float32(x):
+    rounder = x + _ROUNDER
+    value = _times_two_to(x - (rounder - _ROUNDER), rounder)
+    value = _f(np.inf) if x > _f(127.5) else value
+    return _f(0.0) if x < _SMALLEST_EXPONENT else value
+
+
+@jit(inline=True)
+def _exp2_affine_float32(x, high, low, whole, part):
+    rest = multiply_add(x, low, part)
+    exponent = multiply_add(x, high, whole) + rest
+    rounder = exponent + _ROUNDER
+    # whole less the exponent's integer is exact, so that only what is left, at most 1/2, is rounded
+    value = _times_two_to(multiply_add(x, high, whole - (rounder - _ROUNDER)) + rest, rounder)
+    return _f(0.0) if exponent < _SMALLEST_EXPONENT else value
+
+
+def exp2(x: Any) -> Any:
+    """Two to the x inside kernels. float32: vectorises, within 2 ulp; 0 for x < -125, infinite for x > 127.5."""
+    raise RuntimeError("only for use inside kernels")
+
+
+def exp2_affine(x: Any, high: Any, low: Any, whole: Any, part: Any) -> Any:
+    """Two to the x (high + low) + whole + part inside kernels, for an integer ``whole`` and a result below 2**127.
+
+    float32: vectorises; as accurate as :func:`exp2` of the exact exponent while |x high| and |whole| stay below
+    2**24, however much of them cancels.
+    """
+    raise RuntimeError("only for use inside kernels")
+
+
+@overload(exp2, inline="never")
+def _exp2(x):
+    if x == types.float32:
+        return lambda x: _exp2_float32(x)
+    return lambda x: 2.0**x
+
+
+@overload(exp2_affine, inline="never")
+def _exp2_affine(x, high, low, whole, part):
+    if x == types.float32:
+        return lambda x, high, low, whole, part: _exp2_affine_float32(x, high, low, whole, part)
+    return lambda x, high, low, whole, part: 2.0 ** (x * high + whole + (x * low + part))

@@ -81,6 +81,12 @@ class Vectors:
         function = cgutils.get_or_insert_function(self.builder.module, function_type, name)
         return self.builder.call(function, [a, b, c])
 
+    def largest(self, vector: Any) -> Any:
+        """The largest number of a vector; NaN is passed over."""
+        name = f"llvm.vector.reduce.fmax.v{self.size}f{self.bits}"
+        function_type = ir.FunctionType(self.scalar, [self.type])
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, function_type, name), [vector])
+
     def zeros(self) -> Any:
         return ir.Constant(self.type, [0.0] * self.size)
 

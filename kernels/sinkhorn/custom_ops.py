@@ -1,0 +1,130 @@
+"""One torch operator an implementation, with shapes for tracing and gradients.
+
+Operators are opaque to ``torch.compile``, so kernels may loop in Python; the kernels themselves are imported
+when first called. Eager calls that need no gradient go to the kernels directly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdc.kernels._autograd import hand_out, keep_gradients
+from fastdc.kernels._eager import is_eager, without_gradient
+from fastdc.kernels._precision import working_dtype
+
+COMPILED = ("numba", "triton")
+
+
+def _kernels(backend: str) -> Any:
+    if backend == "numba":
+        from fastdc.kernels.sinkhorn import numba_kernel
+
+        return numba_kernel
+    from fastdc.kernels.sinkhorn import triton_kernel
+
+    return triton_kernel
+
+
+def _swapped(z1: Tensor, z2: Tensor, prototypes: Tensor, scalars: list[float], needs: list[bool]) -> Any:
+    from fastdc.kernels.sinkhorn import numba_swapped
+
+    return numba_swapped.swapped_prediction_loss(z1, z2, prototypes, scalars, needs)
+
+
+def sinkhorn_assign(
+    backend: str,
+    scores: Tensor,
+    epsilon: float,
+    n_iters: int,
+    tol: float | None,
+    row_marginal: Tensor | None,
+    column_marginal: Tensor | None,
+) -> Tensor:
+    direct = is_eager(scores, row_marginal, column_marginal)
+    run = _kernels(backend).sinkhorn_assign if direct else ASSIGN[backend]
+    return run(scores, epsilon, n_iters, tol, row_marginal, column_marginal)
+
+
+def swapped_prediction_loss(
+    backend: str, z1: Tensor, z2: Tensor, prototypes: Tensor, temperature: float, epsilon: float, n_iters: int
+) -> Tensor:
+    """The mean over rows."""
+    if backend == "triton":
+        from fastdc.kernels.sinkhorn.reference import swapped_prediction_loss_of
+
+        dtype = working_dtype(z1, z2, prototypes)
+        scores = [z.to(dtype) @ prototypes.to(dtype).T for z in (z1, z2)]
+        codes = [sinkhorn_assign(backend, s.detach(), epsilon, n_iters, None, None, None) for s in scores]
+        return swapped_prediction_loss_of(scores, codes, temperature) / z1.shape[0]
+    scalars = [temperature, epsilon, float(n_iters)]
+    if without_gradient(z1, z2, prototypes) and is_eager(z1, z2, prototypes):
+        return _swapped(z1, z2, prototypes, scalars, [False] * 3)[0]
+    needs = [torch.is_grad_enabled() and t.requires_grad for t in (z1, z2, prototypes)]
+    return swapped_prediction_loss_numba(z1, z2, prototypes, scalars, needs)[0]
+
+
+def _register_assign(backend: str) -> Any:
+    @torch.library.custom_op(f"fastdc::sinkhorn_assign_{backend}", mutates_args=())
+    def assign(
+        scores: Tensor,
+        epsilon: float,
+        n_iters: int,
+        tol: float | None,
+        row_marginal: Tensor | None,
+        column_marginal: Tensor | None,
+    ) -> Tensor:
+        return _kernels(backend).sinkhorn_assign(scores, epsilon, n_iters, tol, row_marginal, column_marginal)
+
+    @assign.register_fake
+    def _(
+        scores: Tensor,
+        epsilon: float,
+        n_iters: int,
+        tol: float | None,
+        row_marginal: Tensor | None,
+        column_marginal: Tensor | None,
+    ) -> Tensor:
+        return scores.new_empty(scores.shape, dtype=working_dtype(scores))
+
+    return assign
+
+
+@torch.library.custom_op("fastdc::swapped_prediction_loss_numba", mutates_args=())
+def swapped_prediction_loss_numba(
+    z1: Tensor,
+    z2: Tensor,
+    prototypes: Tensor,
+    scalars: list[float],  # temperature, epsilon, n_iters
+    needs: list[bool],  # which gradients
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _swapped(z1, z2, prototypes, scalars, needs)
+
+
+@swapped_prediction_loss_numba.register_fake
+def _(
+    z1: Tensor, z2: Tensor, prototypes: Tensor, scalars: list[float], needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dtype = working_dtype(z1, z2, prototypes)
+    like = zip((z1, z2, prototypes), needs)
+    grad1, grad2, grad_prototypes = (t.new_empty(t.shape if need else (0,), dtype=dtype) for t, need in like)
+    return z1.new_empty((), dtype=dtype), grad1, grad2, grad_prototypes
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:3])
+    ctx.options = inputs[3:]
+    keep_gradients(ctx, output[1:])
+
+
+def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    if grad_loss is None:
+        return (None,) * 5
+    again = lambda: swapped_prediction_loss_numba(*ctx.saved_tensors, *ctx.options)[1:]  # noqa: E731
+    return (*hand_out(ctx, grad_loss, ctx.saved_tensors, again), None, None)
+
+
+swapped_prediction_loss_numba.register_autograd(_backward, setup_context=_setup_context)
+ASSIGN = {backend: _register_assign(backend) for backend in COMPILED}

@@ -1,0 +1,71 @@
+"""The iteration, whatever computes its passes over the scores.
+
+Logarithms are to base 2, potentials float64. A *pass* is what a backend offers:
+
+``columns(row_potential)``: (shift, sum) of each column, float64, with log2 of the sum over rows of
+2^(scores log2(e)/epsilon + row_potential) = shift + log2(sum). None is a potential of zero. Both parts are
+additive over shards of rows, after one scaling to a common shift. A shift of minus infinity: no row has a
+finite score.
+
+``step(column_potential)``: (log2 of each row's sum over columns of 2^(scores log2(e)/epsilon +
+column_potential), and sums over rows of weight_i P_ij / sum_j P_ij for each column, or None where the backend
+has no such form). Sums below ``LEAST`` have lost digits and are taken from ``columns`` instead.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+LEAST = 2.0**-80  # of a column's mass in a step, where the largest weight of a row is 1
+
+
+class Passes(Protocol):
+    def columns(self, row_potential: Tensor | None) -> tuple[Tensor, Tensor]: ...
+
+    def step(self, column_potential: Tensor) -> tuple[Tensor, Tensor | None]: ...
+
+
+class Marginals:
+    """Both marginals as the iteration wants them, float64, each up to a factor."""
+
+    def __init__(self, rows: Tensor | None, columns: Tensor | None, shape: tuple[int, ...], device: Any) -> None:
+        n, k = shape
+        double = {"dtype": torch.float64, "device": device}
+        rows = torch.ones(n, **double) if rows is None else rows.detach().to(**double)
+        self.weight = rows / rows.max()  # largest 1
+        self.total = self.weight.sum()
+        self.log_weight = self.weight.log2()
+        columns = torch.ones(k, **double) if columns is None else columns.detach().to(**double)
+        self.columns = columns / columns.sum() * self.total
+        self.log_columns = self.columns.log2()
+
+
+def find_potential(passes: Passes, marginals: Marginals, n_iters: int, tol: float | None) -> Tensor:
+    """Potential (k,) of the columns in the last iteration; the rows follow from it by a softmax."""
+    shift, mass = passes.columns(None)
+    dead = shift == -torch.inf
+    potential = _potential(marginals, dead, shift + mass.log2())
+    for _ in range(n_iters - 1):
+        row_logs, reached = passes.step(potential)
+        if reached is not None and not _lost(reached, dead, marginals):
+            log_mass = reached.log2() - potential
+        else:
+            shift, mass = passes.columns(marginals.log_weight - row_logs)
+            log_mass = shift + mass.log2()
+            reached = torch.where(dead, 0.0, (log_mass + potential).exp2())
+        if tol is not None and bool((reached - marginals.columns).abs().sum() <= tol * marginals.total):
+            break
+        potential = _potential(marginals, dead, log_mass)
+    return potential
+
+
+def _potential(marginals: Marginals, dead: Tensor, log_mass: Tensor) -> Tensor:
+    potential = torch.where(dead, 0.0, marginals.log_columns - log_mass)
+    return torch.where(marginals.columns > 0, potential, -torch.inf)
+
+
+def _lost(mass: Tensor, dead: Tensor, marginals: Marginals) -> bool:
+    return bool(((mass < LEAST) & ~dead & (marginals.columns > 0)).any())

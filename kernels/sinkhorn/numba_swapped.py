@@ -1,0 +1,158 @@
+"""CPU kernel of the swapped prediction: scores are made again, 64 rows at a time, in each of the passes.
+
+A view is read once for each iteration, and once more beside the other view for the loss and all gradients. Sums
+over rows are float32 within a block of at most 1024 rows and float64 across blocks, committed in order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastdc.kernels._lanes import make_corner, padded
+from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
+from fastdc.kernels._precision import working_dtype
+from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
+from fastdc.kernels._simd import prepare
+from fastdc.kernels._vectors import LANES
+from fastdc.kernels.sinkhorn import numba_swapped_tiles as tiles
+from fastdc.kernels.sinkhorn.iterate import Marginals, find_potential
+from fastdc.kernels.sinkhorn.numba_kernel import LARGEST_BLOCK, ColumnSums, make_potential, make_scale
+from fastdc.kernels.sinkhorn.numba_tiles import Potential
+
+
+def swapped_prediction_loss(
+    z1: Tensor, z2: Tensor, prototypes: Tensor, scalars: list[float], needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean over rows, and the gradients of z1, z2 and prototypes in the working dtype, of length 0 where not needed.
+
+    scalars: temperature, epsilon, n_iters.
+    """
+    temperature, epsilon, n_iters = scalars
+    job = _Job((z1, z2), prototypes, epsilon)
+    marginals = Marginals(None, None, (job.n, job.k), z1.device)
+    potentials = []
+    for rows in job.views:
+        found = find_potential(_Passes(job, rows, marginals), marginals, int(n_iters), None)
+        potentials.append(make_potential(found, job.k, job.dtype))
+    return _loss_and_gradients(job, tuple(potentials), make_scale(temperature, job.dtype), temperature, needs)
+
+
+class _Job:
+    """One call's inputs as the tiles want them, and each worker's scratch."""
+
+    def __init__(self, views: tuple[Tensor, Tensor], prototypes: Tensor, epsilon: float) -> None:
+        self.torch_dtype = working_dtype(*views, prototypes)
+        self.dtype = numpy_dtype(self.torch_dtype)
+        prepare(self.dtype)
+        (self.n, self.d), self.k = views[0].shape, prototypes.shape[0]
+        self.views = [Rows(z, self.dtype) for z in views]
+        rows = as_array(prototypes, self.dtype)
+        self.prototypes = tiles.Prototypes(rows, np.ascontiguousarray(rows.T), make_potential(None, self.k, self.dtype))
+        self.scale = make_scale(epsilon, self.dtype)
+        self.block = block_rows(self.n, largest=LARGEST_BLOCK)
+        self.scratch = [self._scratch() for _ in range(n_workers(-(-self.n // self.block)))]
+
+    def _scratch(self) -> tiles.Scratch:
+        width = padded(self.d)
+
+        def lanes() -> NDArray:
+            return np.empty(LANES, self.dtype)
+
+        def softmax() -> tiles.Softmax:
+            return tiles.Softmax(lanes(), np.empty(LANES), lanes(), lanes())
+
+        def view() -> tiles.View:
+            rows = np.zeros((LANES, width), self.dtype)
+            return tiles.View(np.empty((self.k, LANES), self.dtype), rows, softmax(), softmax())
+
+        return tiles.Scratch(
+            views=(view(), view()),
+            columns=np.empty((width, LANES), self.dtype),
+            corner=make_corner(self.dtype),
+            no_shift=np.zeros(width, self.dtype),
+            lanes=(lanes(), lanes()),
+            sums=np.empty(LANES),
+        )
+
+
+class _Passes:
+    """The passes of ``iterate.py`` over one view."""
+
+    def __init__(self, job: _Job, rows: Rows, marginals: Marginals) -> None:
+        self.job, self.rows = job, rows
+        self.weight = marginals.weight.numpy()
+
+    def columns(self, row_potential: Tensor | None) -> tuple[Tensor, Tensor]:
+        job = self.job
+        sums = ColumnSums(job.k, job.dtype, len(job.scratch))
+        whole, part = make_potential(row_potential, job.n, job.dtype)
+
+        def work(worker: int, start: int, stop: int) -> None:
+            potential = Potential(whole[start:stop], part[start:stop])
+            scratch, out = job.scratch[worker], sums.partial[worker]
+            tiles.columns_block(self.rows[start:stop], job.prototypes, scratch, potential, job.scale, *out)
+
+        run_blocks(job.n, job.block, work, sums.commit)
+        return sums.result()
+
+    def step(self, column_potential: Tensor) -> tuple[Tensor, Tensor]:
+        job = self.job
+        potential = make_potential(column_potential, job.k, job.dtype)
+        row_logs, mass = np.empty(job.n), np.zeros(job.k)
+        partial = [np.empty(job.k) for _ in job.scratch]
+
+        def work(worker: int, start: int, stop: int) -> None:
+            tiles.step_block(
+                self.rows[start:stop],
+                job.prototypes,
+                job.scratch[worker],
+                potential,
+                job.scale,
+                self.weight[start:stop],
+                row_logs[start:stop],
+                partial[worker],
+            )
+
+        def commit(worker: int) -> None:
+            mass[:] += partial[worker]
+
+        run_blocks(job.n, job.block, work, commit)
+        return torch.from_numpy(row_logs), torch.from_numpy(mass)
+
+
+def _loss_and_gradients(
+    job: _Job, potentials: tuple[Potential, ...], scale: Any, temperature: float, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grads = [empty((job.n, job.d) if need else (0, job.d), job.dtype) for need in needs[:2]]
+    shape = (job.k, padded(job.d)) if needs[2] else (0, padded(job.d))
+    partial = [np.zeros(shape, job.dtype) for _ in job.scratch]
+    grad_prototypes = np.zeros((shape[0], job.d))
+    losses, total = np.zeros(len(job.scratch)), np.zeros(1)
+    scales, factor = (job.scale, scale), 0.5 / (temperature * job.n)
+
+    def work(worker: int, start: int, stop: int) -> None:
+        losses[worker] = tiles.loss_block(
+            *(rows[start:stop] for rows in job.views),
+            job.prototypes,
+            job.scratch[worker],
+            potentials,
+            scales,
+            factor,
+            tuple(g.numpy()[start:stop] for g in grads),
+            partial[worker],
+        )
+
+    def commit(worker: int) -> None:
+        total[0] += losses[worker]
+        tiles.add_and_clear(partial[worker], grad_prototypes)
+
+    run_blocks(job.n, job.block, work, commit)
+    loss = torch.from_numpy(total * (0.5 * np.log(2.0) / job.n)).to(job.torch_dtype)[0]
+    found = (*grads, torch.from_numpy(grad_prototypes).to(job.torch_dtype))
+    grad1, grad2, grad3 = (g if need else g.new_empty(0) for g, need in zip(found, needs))
+    return loss, grad1, grad2, grad3

@@ -1,0 +1,63 @@
+"""The definition in plain torch: any device, float64 too. Written to be read, not to be fast.
+
+Byte counts are for n rows, k prototypes and s bytes a number.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastdc.kernels._precision import working_dtype
+
+
+def sinkhorn_assign_reference(
+    scores: Tensor,
+    epsilon: float,
+    n_iters: int,
+    tol: float | None,
+    row_marginal: Tensor | None,
+    column_marginal: Tensor | None,
+) -> Tensor:
+    """q (n, k) in the working dtype, computed in float64 (float32 where the device has no float64)."""
+    precise = torch.float32 if scores.device.type == "mps" else torch.float64
+    log_kernel = scores.detach().to(precise) / epsilon  # moves n k (s + 16)
+    rows = _marginal(row_marginal, scores.shape[0], log_kernel)
+    columns = _marginal(column_marginal, scores.shape[1], log_kernel)
+    row_potential = torch.zeros_like(rows)
+    dead = (log_kernel == -torch.inf).all(dim=0)  # reads 8 n k
+    for _ in range(n_iters):
+        mass = torch.logsumexp(log_kernel + row_potential[:, None], dim=0)  # moves 40 n k
+        column_potential = torch.where(dead, 0.0, columns.log() - mass)
+        column_potential = torch.where(columns > 0, column_potential, -torch.inf)
+        log_weight = log_kernel + column_potential  # moves 16 n k
+        row_potential = rows.log() - torch.logsumexp(log_weight, dim=1)  # moves 24 n k
+        if tol is not None:
+            reached = (log_weight + row_potential[:, None]).exp().sum(dim=0)  # moves 40 n k
+            if (reached - columns).abs().sum() <= tol:
+                break
+    return torch.softmax(log_weight, dim=1).to(working_dtype(scores))  # moves 16 n k + n k s
+
+
+def _marginal(marginal: Tensor | None, length: int, like: Tensor) -> Tensor:
+    """A marginal that sums to one; None is uniform."""
+    if marginal is None:
+        return torch.full((length,), 1.0 / length, dtype=like.dtype, device=like.device)
+    marginal = marginal.detach().to(like.dtype)
+    return marginal / marginal.sum()
+
+
+def swapped_prediction_loss_reference(
+    z1: Tensor, z2: Tensor, prototypes: Tensor, temperature: float, epsilon: float, n_iters: int
+) -> Tensor:
+    """Sum over rows of the cross-entropies of each view under the codes of the other, halved."""
+    dtype = working_dtype(z1, z2, prototypes)
+    scores = [z.to(dtype) @ prototypes.to(dtype).T for z in (z1, z2)]  # writes 2 n k s
+    codes = [sinkhorn_assign_reference(s, epsilon, n_iters, None, None, None) for s in scores]
+    return swapped_prediction_loss_of(scores, codes, temperature)
+
+
+def swapped_prediction_loss_of(scores: list[Tensor], codes: list[Tensor], temperature: float) -> Tensor:
+    """The same from the scores and codes of both views."""
+    log_p = [torch.log_softmax(s / temperature, dim=1) for s in scores]  # moves 8 n k s
+    return -0.5 * ((codes[1] * log_p[0]).sum() + (codes[0] * log_p[1]).sum())  # moves 6 n k s
