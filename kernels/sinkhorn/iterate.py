@@ -7,9 +7,10 @@ Logarithms are to base 2, potentials float64. A *pass* is what a backend offers:
 additive over shards of rows, after one scaling to a common shift. A shift of minus infinity: no row has a
 finite score.
 
-``step(column_potential)``: (log2 of each row's sum over columns of 2^(scores log2(e)/epsilon +
+``step(column_potential, bound)``: (log2 of each row's sum over columns of 2^(scores log2(e)/epsilon +
 column_potential), and sums over rows of weight_i P_ij / sum_j P_ij for each column, or None where the backend
-has no such form). Sums below ``LEAST`` have lost digits and are taken from ``columns`` instead.
+has no such form). Sums below ``LEAST`` have lost digits and are taken from ``columns`` instead. No exponent of a
+row is above its ``bound`` (n,): a column's exponents and potentials of rows sum to log2 of its mass.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LEAST = 2.0**-80  # of a column's mass in a step, where the largest weight of a 
 class Passes(Protocol):
     def columns(self, row_potential: Tensor | None) -> tuple[Tensor, Tensor]: ...
 
-    def step(self, column_potential: Tensor) -> tuple[Tensor, Tensor | None]: ...
+    def step(self, column_potential: Tensor, bound: Tensor) -> tuple[Tensor, Tensor | None]: ...
 
 
 class Marginals:
@@ -41,25 +42,28 @@ class Marginals:
         columns = torch.ones(k, **double) if columns is None else columns.detach().to(**double)
         self.columns = columns / columns.sum() * self.total
         self.log_columns = self.columns.log2()
+        self.log_largest = self.log_columns.max()
 
 
-def find_potential(passes: Passes, marginals: Marginals, n_iters: int, tol: float | None) -> Tensor:
-    """Potential (k,) of the columns in the last iteration; the rows follow from it by a softmax."""
+def find_potential(passes: Passes, marginals: Marginals, n_iters: int, tol: float | None) -> tuple[Tensor, Tensor]:
+    """Potential (k,) of the columns in the last iteration, from which the rows follow by a softmax, and the bound."""
     shift, mass = passes.columns(None)
     dead = shift == -torch.inf
     potential = _potential(marginals, dead, shift + mass.log2())
+    bound = marginals.log_largest.expand(marginals.weight.shape[0])
     for _ in range(n_iters - 1):
-        row_logs, reached = passes.step(potential)
+        row_logs, reached = passes.step(potential, bound)
+        row_potential = marginals.log_weight - row_logs
         if reached is not None and not _lost(reached, dead, marginals):
             log_mass = reached.log2() - potential
         else:
-            shift, mass = passes.columns(marginals.log_weight - row_logs)
+            shift, mass = passes.columns(row_potential)
             log_mass = shift + mass.log2()
             reached = torch.where(dead, 0.0, (log_mass + potential).exp2())
         if tol is not None and bool((reached - marginals.columns).abs().sum() <= tol * marginals.total):
             break
-        potential = _potential(marginals, dead, log_mass)
-    return potential
+        potential, bound = _potential(marginals, dead, log_mass), marginals.log_largest - row_potential
+    return potential, bound
 
 
 def _potential(marginals: Marginals, dead: Tensor, log_mass: Tensor) -> Tensor:

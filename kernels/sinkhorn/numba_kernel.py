@@ -1,8 +1,9 @@
 """CPU kernels: each iteration is one pass over the scores, a block of rows on a thread at a time.
 
-A step takes a row three times, all in cache: its largest exponent, its exponentials and their sum, and what the
-row, now divided by its sum, adds to the columns' sums. These are what the next iteration needs, so that each of
-them costs one exponential an entry and one read of the scores. Columns whose sum has become too small for the
+A step takes a row twice, the second time in cache: its exponentials and their sum, and what the row, now divided
+by its sum, adds to the columns' sums. These are what the next iteration needs, so that each of them costs one
+exponential an entry and one read of the scores. Exponents are shifted by a bound that is known beforehand; a row
+whose sum comes out small is done again under its largest exponent. Columns whose sum has become too small for the
 range of float32 are summed again with a shift of their own. Sums over rows are float32 within 64 rows and float64
 beyond, committed in order.
 """
@@ -36,7 +37,7 @@ def sinkhorn_assign(
     """q (n, k) in the working dtype."""
     marginals = Marginals(row_marginal, column_marginal, scores.shape, scores.device)
     passes = ScorePasses(scores, epsilon, marginals)
-    return passes.assign(find_potential(passes, marginals, n_iters, tol))
+    return passes.assign(*find_potential(passes, marginals, n_iters, tol))
 
 
 def make_scale(epsilon: float, dtype: np.dtype) -> tiles.Scale:
@@ -51,6 +52,11 @@ def make_potential(potential: Tensor | None, length: int, dtype: np.dtype) -> ti
     exact = np.maximum(potential.numpy(), tiles.LOWEST)
     whole = np.rint(exact).astype(dtype)  # beyond 2^24 what float32 loses of it is in the part
     return tiles.Potential(whole, (exact - whole).astype(dtype))
+
+
+def make_bound(bound: Tensor, dtype: np.dtype) -> NDArray:
+    """Integers just above the largest exponents of rows."""
+    return np.ceil(bound.numpy()).astype(dtype)
 
 
 class ColumnSums:
@@ -87,7 +93,8 @@ class ScorePasses:
     def columns(self, row_potential: Tensor | None) -> tuple[Tensor, Tensor]:
         sums = ColumnSums(self.k, self.dtype, self.workers)
         whole, part = make_potential(row_potential, self.n, self.dtype)
-        scratch = [self._scratch(tiles.WIDTH, tiles.WIDTH) for _ in range(self.workers)]
+        width = min(self.k, tiles.TILE // 16)
+        scratch = [self._scratch(width, width) for _ in range(self.workers)]
 
         def work(worker: int, start: int, stop: int) -> None:
             potential = tiles.Potential(whole[start:stop], part[start:stop])
@@ -96,8 +103,8 @@ class ScorePasses:
         run_blocks(self.n, self.block, work, sums.commit)
         return sums.result()
 
-    def step(self, column_potential: Tensor) -> tuple[Tensor, Tensor]:
-        potential = make_potential(column_potential, self.k, self.dtype)
+    def step(self, column_potential: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+        potential, bounds = make_potential(column_potential, self.k, self.dtype), make_bound(bound, self.dtype)
         row_logs, mass = np.empty(self.n), np.zeros(self.k)
         partial = [np.empty(self.k) for _ in range(self.workers)]
         scratch = [self._scratch(self.k, self.k) for _ in range(self.workers)]
@@ -107,6 +114,7 @@ class ScorePasses:
                 self.rows[start:stop],
                 potential,
                 self.scale,
+                bounds[start:stop],
                 self.weight[start:stop],
                 row_logs[start:stop],
                 scratch[worker],
@@ -119,13 +127,13 @@ class ScorePasses:
         run_blocks(self.n, self.block, work, commit)
         return torch.from_numpy(row_logs), torch.from_numpy(mass)
 
-    def assign(self, column_potential: Tensor) -> Tensor:
-        potential = make_potential(column_potential, self.k, self.dtype)
+    def assign(self, column_potential: Tensor, bound: Tensor) -> Tensor:
+        potential, bounds = make_potential(column_potential, self.k, self.dtype), make_bound(bound, self.dtype)
         q = empty((self.n, self.k), self.dtype)
         q_rows = q.numpy()
 
         def work(worker: int, start: int, stop: int) -> None:
-            tiles.assign_block(self.rows[start:stop], potential, self.scale, q_rows[start:stop])
+            tiles.assign_block(self.rows[start:stop], potential, self.scale, bounds[start:stop], q_rows[start:stop])
 
         run_blocks(self.n, self.block, work)
         return q

@@ -6,8 +6,6 @@ over rows are float32 within a block of at most 1024 rows and float64 across blo
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -21,7 +19,7 @@ from fastdc.kernels._simd import prepare
 from fastdc.kernels._vectors import LANES
 from fastdc.kernels.sinkhorn import numba_swapped_tiles as tiles
 from fastdc.kernels.sinkhorn.iterate import Marginals, find_potential
-from fastdc.kernels.sinkhorn.numba_kernel import LARGEST_BLOCK, ColumnSums, make_potential, make_scale
+from fastdc.kernels.sinkhorn.numba_kernel import LARGEST_BLOCK, ColumnSums, make_bound, make_potential, make_scale
 from fastdc.kernels.sinkhorn.numba_tiles import Potential
 
 
@@ -35,11 +33,12 @@ def swapped_prediction_loss(
     temperature, epsilon, n_iters = scalars
     job = _Job((z1, z2), prototypes, epsilon)
     marginals = Marginals(None, None, (job.n, job.k), z1.device)
-    potentials = []
+    potentials, bounds = [], []
     for rows in job.views:
-        found = find_potential(_Passes(job, rows, marginals), marginals, int(n_iters), None)
-        potentials.append(make_potential(found, job.k, job.dtype))
-    return _loss_and_gradients(job, tuple(potentials), make_scale(temperature, job.dtype), temperature, needs)
+        potential, bound = find_potential(_Passes(job, rows, marginals), marginals, int(n_iters), None)
+        potentials.append(make_potential(potential, job.k, job.dtype))
+        bounds.append(make_bound(bound, job.dtype))
+    return _loss_and_gradients(job, tuple(potentials), bounds, temperature, needs)
 
 
 class _Job:
@@ -100,9 +99,9 @@ class _Passes:
         run_blocks(job.n, job.block, work, sums.commit)
         return sums.result()
 
-    def step(self, column_potential: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, column_potential: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
         job = self.job
-        potential = make_potential(column_potential, job.k, job.dtype)
+        potential, bounds = make_potential(column_potential, job.k, job.dtype), make_bound(bound, job.dtype)
         row_logs, mass = np.empty(job.n), np.zeros(job.k)
         partial = [np.empty(job.k) for _ in job.scratch]
 
@@ -113,6 +112,7 @@ class _Passes:
                 job.scratch[worker],
                 potential,
                 job.scale,
+                bounds[start:stop],
                 self.weight[start:stop],
                 row_logs[start:stop],
                 partial[worker],
@@ -126,14 +126,14 @@ class _Passes:
 
 
 def _loss_and_gradients(
-    job: _Job, potentials: tuple[Potential, ...], scale: Any, temperature: float, needs: list[bool]
+    job: _Job, potentials: tuple[Potential, ...], bounds: list[NDArray], temperature: float, needs: list[bool]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grads = [empty((job.n, job.d) if need else (0, job.d), job.dtype) for need in needs[:2]]
     shape = (job.k, padded(job.d)) if needs[2] else (0, padded(job.d))
     partial = [np.zeros(shape, job.dtype) for _ in job.scratch]
     grad_prototypes = np.zeros((shape[0], job.d))
     losses, total = np.zeros(len(job.scratch)), np.zeros(1)
-    scales, factor = (job.scale, scale), 0.5 / (temperature * job.n)
+    scales, factor = (job.scale, make_scale(temperature, job.dtype)), 0.5 / (temperature * job.n)
 
     def work(worker: int, start: int, stop: int) -> None:
         losses[worker] = tiles.loss_block(
@@ -142,6 +142,7 @@ def _loss_and_gradients(
             job.scratch[worker],
             potentials,
             scales,
+            tuple(bound[start:stop] for bound in bounds),
             factor,
             tuple(g.numpy()[start:stop] for g in grads),
             partial[worker],

@@ -15,7 +15,7 @@ from fastdc.kernels._math import exp2, exp2_affine, multiply_add
 from fastdc.kernels._numba import jit
 from fastdc.kernels._simd import gemm
 from fastdc.kernels._vectors import LANES, Vectors, index, intrinsic
-from fastdc.kernels.sinkhorn.numba_tiles import LOWEST, Potential
+from fastdc.kernels.sinkhorn.numba_tiles import LEAST_SUM, LOWEST, Potential
 
 CHUNK = 256  # prototypes between two visits to a sum in float64
 
@@ -111,7 +111,7 @@ def _lane_sum(row, scale, whole, shift, part):
 
 
 @jit
-def step_block(x, prototypes, scratch, potential, scale, weight, row_logs, mass):
+def step_block(x, prototypes, scratch, potential, scale, bounds, weight, row_logs, mass):
     """As ``step_block`` of ``numba_tiles.py`` for scores x @ prototypes.T."""
     view = scratch.views[0]
     code, factor = view.code, scratch.lanes[0]
@@ -119,13 +119,31 @@ def step_block(x, prototypes, scratch, potential, scale, weight, row_logs, mass)
     for start in range(0, x.shape[0], LANES):
         rows = x[start : start + LANES]
         _load_scores(rows, prototypes, scratch, view.tile)
-        _find_shifts(view.tile, potential, scale, code.shift)
+        _set_shifts(bounds[start : start + LANES], code.shift)
         _exponentials(view.tile, potential, scale, code, scratch.lanes[1])
+        if _some_are_small(code.total):
+            _load_scores(rows, prototypes, scratch, view.tile)
+            _find_shifts(view.tile, potential, scale, code.shift)
+            _exponentials(view.tile, potential, scale, code, scratch.lanes[1])
         factor[:] = x.dtype.type(0)
         for lane in range(rows.shape[0]):
             row_logs[start + lane] = code.shift[lane] + np.log2(code.total[lane])
             factor[lane] = weight[start + lane] / code.total[lane]
         _add_mass(view.tile, factor, mass)
+
+
+@jit(inner=True)
+def _set_shifts(bounds, shift):
+    for lane in range(LANES):
+        shift[lane] = bounds[min(lane, bounds.size - 1)]
+
+
+@jit(inner=True)
+def _some_are_small(total):
+    small = False
+    for lane in range(LANES):
+        small |= not total[lane] >= LEAST_SUM
+    return small
 
 
 @jit(inner=True)
@@ -169,9 +187,8 @@ def _add_mass(tile, factor, mass):
 
 
 @jit(inner=True)
-def _find_softmax(tile, potential, scale, softmax, partial):
-    """What makes a softmax of each lane's exponents; the tile stays."""
-    _find_shifts(tile, potential, scale, softmax.shift)
+def _find_totals(tile, potential, scale, softmax, partial):
+    """Sums of 2^(exponent - shift) over prototypes, and what follows from them; the tile stays."""
     softmax.total[:] = 0.0
     for first in range(0, tile.shape[0], CHUNK):
         partial[:] = tile.dtype.type(0)
@@ -187,7 +204,7 @@ def _find_softmax(tile, potential, scale, softmax, partial):
 
 
 @jit
-def loss_block(x1, x2, prototypes, scratch, potentials, scales, factor, grads, grad_prototypes):
+def loss_block(x1, x2, prototypes, scratch, potentials, scales, bounds, factor, grads, grad_prototypes):
     """Sum over rows of -log2 of the predictions under the codes of the other view.
 
     scales: of the codes and of the predictions. ``factor`` times the differences p - q are the gradients of the
@@ -198,8 +215,8 @@ def loss_block(x1, x2, prototypes, scratch, potentials, scales, factor, grads, g
     loss = 0.0
     for start in range(0, x1.shape[0], LANES):
         rows1, rows2 = x1[start : start + LANES], x2[start : start + LANES]
-        _load_view(rows1, prototypes, scratch, first, potentials[0], scales)
-        _load_view(rows2, prototypes, scratch, second, potentials[1], scales)
+        _load_view(rows1, prototypes, scratch, first, potentials[0], scales, bounds[0][start : start + LANES])
+        _load_view(rows2, prototypes, scratch, second, potentials[1], scales, bounds[1][start : start + LANES])
         used = rows1.shape[0]
         loss += _swap(first, second, potentials, scales, x1.dtype.type(factor), used, scratch)
         if needed:
@@ -209,10 +226,16 @@ def loss_block(x1, x2, prototypes, scratch, potentials, scales, factor, grads, g
 
 
 @jit(inner=True)
-def _load_view(x, prototypes, scratch, view, potential, scales):
+def _load_view(x, prototypes, scratch, view, potential, scales, bounds):
+    code, prediction, partial = view.code, view.prediction, scratch.lanes[0]
     _load_scores(x, prototypes, scratch, view.tile)
-    _find_softmax(view.tile, potential, scales[0], view.code, scratch.lanes[0])
-    _find_softmax(view.tile, prototypes.no_potential, scales[1], view.prediction, scratch.lanes[0])
+    _set_shifts(bounds, code.shift)
+    _find_totals(view.tile, potential, scales[0], code, partial)
+    if _some_are_small(code.total):
+        _find_shifts(view.tile, potential, scales[0], code.shift)
+        _find_totals(view.tile, potential, scales[0], code, partial)
+    _find_shifts(view.tile, prototypes.no_potential, scales[1], prediction.shift)
+    _find_totals(view.tile, prototypes.no_potential, scales[1], prediction, partial)
 
 
 @jit(inner=True)

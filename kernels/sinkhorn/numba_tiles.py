@@ -21,7 +21,9 @@ LOWEST = -1e36  # exponents
 DEAD = -1e35  # an exponent at or below it is that of minus infinity
 CHAINS = 4  # maxima that run beside each other
 STRIP = 64  # rows between two visits to a sum in float64
-WIDTH = 1024  # columns between two such visits; with STRIP rows they stay in cache
+WIDTH = 1024  # columns between two such visits
+TILE = 1 << 17  # entries that stay in cache
+LEAST_SUM = 2.0**-40  # of a row's exponentials under its bound: below it they are computed anew
 
 
 class Scale(NamedTuple):
@@ -95,12 +97,12 @@ def _row_maximum(typingctx, row, addend, factor, floor, lowest):
 
 @jit(inner=True)
 def _exponentials(row, potential, scale, shift, out):
-    """out: 2^(exponent - shift) of one row; their sum, NaN where the row has no finite score."""
+    """out: 2^(exponent - shift) of one row; their sum."""
     total = 0.0
     for first in range(0, row.size, WIDTH):
         part = slice(first, first + WIDTH)
         total += _exponentials_of(row[part], potential.whole[part], potential.part[part], scale, shift, out[part])
-    return total if not shift <= row.dtype.type(DEAD) else np.nan
+    return total
 
 
 @jit(inner=True, reassociate=True)
@@ -113,8 +115,19 @@ def _exponentials_of(row, whole, part, scale, shift, out):
     return total
 
 
+@jit(inner=True)
+def _softmax_row(row, potential, scale, bound, out):
+    """out: 2^(exponent - shift) of one row; the shift, and the sum of out, NaN where the row has no finite score."""
+    total = _exponentials(row, potential, scale, bound, out)
+    if total >= LEAST_SUM:
+        return bound, total
+    shift = _row_shift(row, potential, scale)
+    total = _exponentials(row, potential, scale, shift, out)
+    return shift, total if not shift <= row.dtype.type(DEAD) else np.nan
+
+
 @jit
-def step_block(scores, potential, scale, weight, row_logs, scratch, mass):
+def step_block(scores, potential, scale, bounds, weight, row_logs, scratch, mass):
     """row_logs (m,): log2 of each row's sum; mass (k,): sums of weight times row over its sum. Both float64."""
     row_values, partial = scratch
     m, k = scores.shape
@@ -122,8 +135,7 @@ def step_block(scores, potential, scale, weight, row_logs, scratch, mass):
     for start in range(0, m, STRIP):
         partial[:] = scores.dtype.type(0)
         for i in range(start, min(start + STRIP, m)):
-            shift = _row_shift(scores[i], potential, scale)
-            total = _exponentials(scores[i], potential, scale, shift, row_values)
+            shift, total = _softmax_row(scores[i], potential, scale, bounds[i], row_values)
             row_logs[i] = shift + np.log2(total)
             factor = scores.dtype.type(weight[i] / total)
             for j in range(k):
@@ -133,11 +145,10 @@ def step_block(scores, potential, scale, weight, row_logs, scratch, mass):
 
 
 @jit
-def assign_block(scores, potential, scale, q):
+def assign_block(scores, potential, scale, bounds, q):
     """q (m, k): the softmax of each row."""
     for i in range(scores.shape[0]):
-        shift = _row_shift(scores[i], potential, scale)
-        total = _exponentials(scores[i], potential, scale, shift, q[i])
+        _, total = _softmax_row(scores[i], potential, scale, bounds[i], q[i])
         factor = scores.dtype.type(1.0 / total)
         for j in range(scores.shape[1]):
             q[i, j] *= factor
@@ -149,10 +160,12 @@ def columns_block(scores, potential, scale, scratch, shifts, sums):
     m, k = scores.shape
     shifts[:] = scores.dtype.type(LOWEST)
     sums[:] = 0.0
-    for first in range(0, k, WIDTH):
-        part = slice(first, min(first + WIDTH, k))
-        for start in range(0, m, STRIP):
-            rows = range(start, min(start + STRIP, m))
+    width = scratch[0].size
+    strip = max(1, min(STRIP, TILE // width))
+    for first in range(0, k, width):
+        part = slice(first, min(first + width, k))
+        for start in range(0, m, strip):
+            rows = range(start, min(start + strip, m))
             _add_strip(scores, part, rows, potential, scale, scratch, shifts[part], sums[part])
 
 

@@ -35,7 +35,7 @@ def sinkhorn_assign(
     """q (n, k) in the working dtype."""
     marginals = Marginals(row_marginal, column_marginal, scores.shape, scores.device)
     passes = ScorePasses(scores, epsilon)
-    return passes.assign(find_potential(passes, marginals, n_iters, tol))
+    return passes.assign(*find_potential(passes, marginals, n_iters, tol))
 
 
 def launch(k: int) -> tuple[int, int]:
@@ -68,13 +68,13 @@ class ScorePasses:
         total = torch.where(dead, total, total * (shift - largest).exp2()).sum(dim=0)
         return largest, total
 
-    def step(self, column_potential: Tensor) -> tuple[Tensor, None]:
+    def step(self, column_potential: Tensor, bound: Tensor) -> tuple[Tensor, None]:
         logs = self._doubles(self.n)
         self._run(tiles._sinkhorn_rows_kernel, (self.row_programs,), column_potential, logs)
         return logs, None
 
-    def assign(self, column_potential: Tensor) -> Tensor:
-        logs, _ = self.step(column_potential)
+    def assign(self, column_potential: Tensor, bound: Tensor) -> Tensor:
+        logs, _ = self.step(column_potential, bound)
         q = torch.empty((self.n, self.k), dtype=self.dtype, device=self.scores.device)
         grid = (self.row_programs, self.column_programs)
         self._run(tiles._sinkhorn_assign_kernel, grid, column_potential, logs, q)
