@@ -25,7 +25,9 @@ def jit(function: Any = None, *, reassociate: bool = False, inline: bool = False
     Parameters
     ----------
     reassociate : bool
-        Allow sums to be reordered, so that they vectorise. NaN and infinity keep their meaning.
+        Allow sums to be reordered, so that they vectorise. NaN and infinity keep their meaning. A loop that
+        sums up must not store into an array too: LLVM would check whether the arrays lie near each other and
+        add in another order where they do, so that results would depend on where memory was to be had.
     inline : bool
         Ask LLVM to inline the function where it is called, for small helpers in hot loops. Implies inner.
     inner : bool

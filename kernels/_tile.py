@@ -98,11 +98,11 @@ def _load_product(x, centers, product):
     rows, shift = product.rows, centers.shift
     for lane in range(LANES):
         row = x[min(lane, m - 1)]
+        for d in range(n_features):
+            rows[lane, d] = row[d] - shift[d]
         norm = x.dtype.type(0)
         for d in range(n_features):
-            value = row[d] - shift[d]
-            rows[lane, d] = value
-            norm += value * value
+            norm += rows[lane, d] * rows[lane, d]
         product.sq_norms[lane] = norm
 
 

@@ -107,11 +107,11 @@ def _exponentials(row, potential, scale, shift, out):
 
 @jit(inner=True, reassociate=True)
 def _exponentials_of(row, whole, part, scale, shift, out):
-    total = row.dtype.type(0)
     for j in range(row.size):
-        value = exp2_affine(_lifted(row[j], scale), scale.high, scale.low, whole[j] - shift, part[j])
-        out[j] = value
-        total += value
+        out[j] = exp2_affine(_lifted(row[j], scale), scale.high, scale.low, whole[j] - shift, part[j])
+    total = row.dtype.type(0)
+    for j in range(row.size):  # a loop that stores nothing: see jit
+        total += out[j]
     return total
 
 

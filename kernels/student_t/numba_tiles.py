@@ -215,6 +215,7 @@ def target_block(q, gain, exponent, p):
         total = zero
         for j in range(q.shape[1]):
             p[i, j] = raised(q[i, j] * scale, exponent) * gain[j]
+        for j in range(q.shape[1]):
             total += p[i, j]
         inverse = one / total
         for j in range(q.shape[1]):
