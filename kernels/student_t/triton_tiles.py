@@ -318,12 +318,13 @@ def _target_distribution_kernel(
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     q_rows = q_ptr + offs_n[:, None] * stride_qn
-    largest = tl.zeros([BLOCK_N], ACC)
+    tops = tl.zeros([BLOCK_N, BLOCK_K], ACC)  # reduced after the loop: Triton 3.6 fails on a maximum of maxima in it
     for start in range(0, K, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K).to(tl.int64)
         mask = mask_n[:, None] & (offs_k < K)[None, :]
         q = tl.load(q_rows + offs_k[None, :] * stride_qk, mask=mask, other=0.0).to(ACC)
-        largest = tl.maximum(largest, tl.max(q, axis=1))
+        tops = tl.maximum(tops, q)
+    largest = tl.max(tops, axis=1)
     total = tl.zeros([BLOCK_N], ACC)
     lost = tl.zeros([BLOCK_N], ACC)
     for start in range(0, K, BLOCK_K):
