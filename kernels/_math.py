@@ -122,9 +122,8 @@ def multiply_add(typingctx, a, b, c):
     return a(a, a, a), codegen
 
 
-# (2^r - 1) / r for |r| <= 1/2, of degree 5 and least relative error in 2^r: 2e-9
-_Q0, _Q1, _Q2 = _f(0.69314720288), _f(0.24022647910), _f(0.05550332409)
-_Q3, _Q4, _Q5 = _f(0.00961843761), _f(0.00133989002), _f(0.00015353341)
+# (2^r - 1) / r for |r| <= 1/2, of degree 4 and least relative error in 2^r: 9e-8
+_Q0, _Q1, _Q2, _Q3, _Q4 = (_f(q) for q in (0.69314697736, 0.24022241760, 0.05550734001, 0.00967153396, 0.00132647000))
 _ROUNDER = _f(1.5 * 2**23 + 127)  # added to x, it leaves round(x) + 127 in the last bits
 _SMALLEST_EXPONENT = _f(-125.0)
 
@@ -132,8 +131,7 @@ _SMALLEST_EXPONENT = _f(-125.0)
 @jit(inline=True)
 def _times_two_to(r, rounder):
     """2**r times two to the integer in the last bits of ``rounder``, |r| <= 1/2."""
-    q = multiply_add(r, _Q5, _Q4)
-    q = multiply_add(r, q, _Q3)
+    q = multiply_add(r, _Q4, _Q3)
     q = multiply_add(r, q, _Q2)
     q = multiply_add(r, q, _Q1)
     q = multiply_add(r, q, _Q0)
@@ -149,13 +147,11 @@ def _exp2_float32(x):
 
 
 @jit(inline=True)
-def _exp2_affine_float32(x, high, low, whole, part):
-    rest = multiply_add(x, low, part)
-    exponent = multiply_add(x, high, whole) + rest
-    rounder = exponent + _ROUNDER
+def _exp2_affine_float32(x, scale, whole, part):
+    rounder = (multiply_add(x, scale, whole) + part) + _ROUNDER
     # whole less the exponent's integer is exact, so that only what is left, at most 1/2, is rounded
-    value = _times_two_to(multiply_add(x, high, whole - (rounder - _ROUNDER)) + rest, rounder)
-    return _f(0.0) if exponent < _SMALLEST_EXPONENT else value
+    value = _times_two_to(multiply_add(x, scale, whole - (rounder - _ROUNDER)) + part, rounder)
+    return _f(0.0) if rounder < _ROUNDER + _SMALLEST_EXPONENT else value
 
 
 def exp2(x: Any) -> Any:
@@ -163,10 +159,10 @@ def exp2(x: Any) -> Any:
     raise RuntimeError("only for use inside kernels")
 
 
-def exp2_affine(x: Any, high: Any, low: Any, whole: Any, part: Any) -> Any:
-    """Two to the x (high + low) + whole + part inside kernels, for an integer ``whole`` and a result below 2**127.
+def exp2_affine(x: Any, scale: Any, whole: Any, part: Any) -> Any:
+    """Two to the x scale + whole + part inside kernels, for an integer ``whole`` and a result below 2**127.
 
-    float32: vectorises; as accurate as :func:`exp2` of the exact exponent while |x high| and |whole| stay below
+    float32: vectorises; as accurate as :func:`exp2` of the exact exponent while |x scale| and |whole| stay below
     2**24, however much of them cancels.
     """
     raise RuntimeError("only for use inside kernels")
@@ -180,7 +176,7 @@ def _exp2(x):
 
 
 @overload(exp2_affine, inline="never")
-def _exp2_affine(x, high, low, whole, part):
+def _exp2_affine(x, scale, whole, part):
     if x == types.float32:
-        return lambda x, high, low, whole, part: _exp2_affine_float32(x, high, low, whole, part)
-    return lambda x, high, low, whole, part: 2.0 ** (x * high + whole + (x * low + part))
+        return lambda x, scale, whole, part: _exp2_affine_float32(x, scale, whole, part)
+    return lambda x, scale, whole, part: 2.0 ** (x * scale + whole + part)

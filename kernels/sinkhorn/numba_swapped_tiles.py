@@ -96,7 +96,7 @@ def columns_block(x, prototypes, scratch, potential, scale, shifts, sums):
             whole[lane] = potential.whole[start + lane]
             part[lane] = potential.part[start + lane]
         for j in range(tile.shape[0]):
-            largest = np.rint(_largest_exponent(tile[j], scale.high, whole))
+            largest = np.rint(_largest_exponent(tile[j], scale, whole))
             shift = largest if largest > shifts[j] else shifts[j]
             sums[j] = sums[j] * exp2(shifts[j] - shift) + _lane_sum(tile[j], scale, whole, shift, part)
             shifts[j] = shift
@@ -106,7 +106,7 @@ def columns_block(x, prototypes, scratch, potential, scale, shifts, sums):
 def _lane_sum(row, scale, whole, shift, part):
     total = row.dtype.type(0)
     for lane in range(LANES):
-        total += exp2_affine(row[lane], scale.high, scale.low, whole[lane] - shift, part[lane])
+        total += exp2_affine(row[lane], scale, whole[lane] - shift, part[lane])
     return total
 
 
@@ -154,7 +154,7 @@ def _find_shifts(tile, potential, scale, shift):
     for j in range(tile.shape[0]):
         row, whole = tile[j], potential.whole[j]
         for lane in range(LANES):
-            exponent = multiply_add(row[lane], scale.high, whole)
+            exponent = multiply_add(row[lane], scale, whole)
             shift[lane] = exponent if exponent > shift[lane] else shift[lane]
     for lane in range(LANES):
         shift[lane] = np.rint(shift[lane])
@@ -169,7 +169,7 @@ def _exponentials(tile, potential, scale, softmax, partial):
         for j in range(first, min(first + CHUNK, tile.shape[0])):
             row, whole, part = tile[j], potential.whole[j], potential.part[j]
             for lane in range(LANES):
-                value = exp2_affine(row[lane], scale.high, scale.low, whole - softmax.shift[lane], part)
+                value = exp2_affine(row[lane], scale, whole - softmax.shift[lane], part)
                 row[lane] = value
                 partial[lane] += value
         for lane in range(LANES):
@@ -195,7 +195,7 @@ def _find_totals(tile, potential, scale, softmax, partial):
         for j in range(first, min(first + CHUNK, tile.shape[0])):
             row, whole, part = tile[j], potential.whole[j], potential.part[j]
             for lane in range(LANES):
-                partial[lane] += exp2_affine(row[lane], scale.high, scale.low, whole - softmax.shift[lane], part)
+                partial[lane] += exp2_affine(row[lane], scale, whole - softmax.shift[lane], part)
         for lane in range(LANES):
             softmax.total[lane] += partial[lane]
     for lane in range(LANES):
@@ -254,16 +254,14 @@ def _swap(first, second, potentials, scales, factor, used, scratch):
             whole1, whole2 = potentials[0].whole[j], potentials[1].whole[j]
             part1, part2 = potentials[0].part[j], potentials[1].part[j]
             for lane in range(LANES):
-                q = exp2_affine(row2[lane], scales[0].high, scales[0].low, whole2 - code2.shift[lane], part2)
+                q = exp2_affine(row2[lane], scales[0], whole2 - code2.shift[lane], part2)
                 q *= code2.reciprocal[lane]
-                rest = multiply_add(row1[lane], scales[1].low, -said1.log_total[lane])
-                log_p = multiply_add(row1[lane], scales[1].high, -said1.shift[lane]) + rest
+                log_p = multiply_add(row1[lane], scales[1], -said1.shift[lane]) - said1.log_total[lane]
                 partial[lane] -= q * log_p
-                other = exp2_affine(row1[lane], scales[0].high, scales[0].low, whole1 - code1.shift[lane], part1)
+                other = exp2_affine(row1[lane], scales[0], whole1 - code1.shift[lane], part1)
                 other *= code1.reciprocal[lane]
                 row1[lane] = (exp2(log_p) - q) * weight[lane]
-                rest = multiply_add(row2[lane], scales[1].low, -said2.log_total[lane])
-                log_p = multiply_add(row2[lane], scales[1].high, -said2.shift[lane]) + rest
+                log_p = multiply_add(row2[lane], scales[1], -said2.shift[lane]) - said2.log_total[lane]
                 partial[lane] -= other * log_p
                 row2[lane] = (exp2(log_p) - other) * weight[lane]
         for lane in range(LANES):

@@ -2,7 +2,7 @@
 
 A potential comes in two parts, the nearest integer (``whole``) and what is left (``part``): the exponent of an
 entry is then exact up to the last bit of its own fraction, however large scores / epsilon is. Shifts are integers
-too. A potential of minus infinity is ``LOWEST``, and so is a score of minus infinity times the scale.
+too. A potential of minus infinity is ``LOWEST``. ``scale`` is log2(e) / epsilon.
 """
 
 from __future__ import annotations
@@ -26,14 +26,6 @@ TILE = 1 << 17  # entries that stay in cache
 LEAST_SUM = 2.0**-40  # of a row's exponentials under its bound: below it they are computed anew
 
 
-class Scale(NamedTuple):
-    """log2(e) / epsilon in two words, and the score that counts as minus infinity."""
-
-    high: float
-    low: float
-    floor: float
-
-
 class Potential(NamedTuple):
     """Of columns or rows, in the dtype of the scores."""
 
@@ -41,33 +33,27 @@ class Potential(NamedTuple):
     part: NDArray
 
 
-@jit(inline=True)
-def _lifted(score, scale):
-    """The score, minus infinity made finite; NaN stays."""
-    return scale.floor if score < scale.floor else score
-
-
 @jit(inner=True)
 def _row_shift(row, potential, scale):
     """Largest exponent of a row, its potential's integer alone, rounded to an integer; LOWEST where there is none."""
     largest = row.dtype.type(LOWEST)
     if row.size * row.itemsize >= VECTOR_BYTES:
-        largest = _row_maximum(row, potential.whole, scale.high, scale.floor, largest)
+        largest = _row_maximum(row, potential.whole, scale, largest)
     else:
         for j in range(row.size):
-            exponent = multiply_add(_lifted(row[j], scale), scale.high, potential.whole[j])
+            exponent = multiply_add(row[j], scale, potential.whole[j])
             largest = exponent if exponent > largest else largest
     return row.dtype.type(np.rint(largest))
 
 
 @intrinsic
-def _row_maximum(typingctx, row, addend, factor, floor, lowest):
-    """Largest of max(row, floor) * factor + addend and lowest, of at least a vector; NaN is passed over."""
+def _row_maximum(typingctx, row, addend, factor, lowest):
+    """Largest of row * factor + addend and lowest, of at least a vector; NaN is passed over."""
 
     def codegen(context, builder, signature, args):
         v = Vectors(context, builder, signature.args[0].dtype)
         first, more = (v.data(signature.args[i], args[i], index(0)) for i in (0, 1))
-        factor, floor, lowest = (v.broadcast(value) for value in args[2:])
+        factor, lowest = (v.broadcast(value) for value in args[2:])
         array = context.make_array(signature.args[0])(context, builder, args[0])
         (n,) = cgutils.unpack_tuple(builder, array.shape)
         last = builder.sub(n, index(v.size))
@@ -80,7 +66,6 @@ def _row_maximum(typingctx, row, addend, factor, floor, lowest):
                 place = builder.add(start, index(chain * v.size))
                 place = builder.select(builder.icmp_signed("<", place, last), place, last)  # the end is taken twice
                 score = v.load(v.at(first, place))
-                score = builder.select(builder.fcmp_ordered("<", score, floor), floor, score)
                 exponent = v.fma(score, factor, v.load(v.at(more, place)))
                 updated.append(builder.select(builder.fcmp_ordered(">", exponent, before), exponent, before))
             return updated
@@ -92,7 +77,7 @@ def _row_maximum(typingctx, row, addend, factor, floor, lowest):
             largest.insert(0, builder.select(builder.fcmp_ordered(">", a, b), a, b))
         return v.largest(largest[0])
 
-    return row.dtype(row, addend, factor, floor, lowest), codegen
+    return row.dtype(row, addend, factor, lowest), codegen
 
 
 @jit(inner=True)
@@ -108,7 +93,7 @@ def _exponentials(row, potential, scale, shift, out):
 @jit(inner=True, reassociate=True)
 def _exponentials_of(row, whole, part, scale, shift, out):
     for j in range(row.size):
-        out[j] = exp2_affine(_lifted(row[j], scale), scale.high, scale.low, whole[j] - shift, part[j])
+        out[j] = exp2_affine(row[j], scale, whole[j] - shift, part[j])
     total = row.dtype.type(0)
     for j in range(row.size):  # a loop that stores nothing: see jit
         total += out[j]
@@ -190,11 +175,11 @@ def _add_strip(scores, columns, rows, potential, scale, scratch, shifts, sums):
 @jit(inner=True)
 def _raise_columns(row, whole, scale, largest):
     for j in range(row.size):
-        exponent = multiply_add(_lifted(row[j], scale), scale.high, whole)
+        exponent = multiply_add(row[j], scale, whole)
         largest[j] = exponent if exponent > largest[j] else largest[j]
 
 
 @jit(inner=True)
 def _add_exponentials(row, whole, part, scale, shifts, partial):
     for j in range(row.size):
-        partial[j] += exp2_affine(_lifted(row[j], scale), scale.high, scale.low, whole - shifts[j], part)
+        partial[j] += exp2_affine(row[j], scale, whole - shifts[j], part)

@@ -65,9 +65,10 @@ def sinkhorn_assign(
     Gradients: none; codes are constants.
     Memory: the result, 16 bytes a sample, and 50 bytes a prototype and thread.
     Precision: potentials are float64, and exponents exact to the last bit of their fraction while
-    abs(scores) / epsilon is below 1e7: what cancels between scores and potentials loses nothing.
+    abs(scores) / epsilon is below 1e7: what cancels between scores and potentials loses nothing. On CPUs
+    1 / epsilon itself is rounded to float32.
     Limits: a prototype whose scores are all minus infinity gets q = 0, others share its mass; a sample without a
-    finite score, NaN and plus infinity make all of q NaN. Scores below -7e35 epsilon count as minus infinity.
+    finite score, NaN and plus infinity make q NaN. On CPUs scores below -7e34 epsilon count as minus infinity.
     Determinism: same bits for any number of threads on CPUs; on GPUs sums are made in a fixed order.
 
     References
