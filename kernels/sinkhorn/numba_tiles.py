@@ -19,6 +19,7 @@ from fastdc.kernels._vectors import VECTOR_BYTES, Vectors, index, intrinsic, loo
 
 LOWEST = -1e36  # exponents
 DEAD = -1e35  # an exponent at or below it is that of minus infinity
+LINE_BYTES = 64
 CHAINS = 4  # maxima that run beside each other
 STRIP = 64  # rows between two visits to a sum in float64
 WIDTH = 1024  # columns between two such visits
@@ -111,15 +112,39 @@ def _softmax_row(row, potential, scale, bound, out):
     return shift, total if not shift <= row.dtype.type(DEAD) else np.nan
 
 
+@jit(inner=True)
+def _call_into_cache(scores, start, stop):
+    """Read a number of each cache line; a sum that nobody needs, so that the reads stay.
+
+    A plain loop keeps many reads under way; the loop of the exponentials would wait for each.
+    """
+    line = LINE_BYTES // scores.itemsize
+    total = 0.0
+    for i in range(start, stop):
+        row = scores[i]
+        for j in range(0, row.size, line):
+            total += row[j]
+    return total
+
+
+@jit(inner=True)
+def strip_rows(width):
+    """Rows of this many entries that stay in cache together."""
+    return max(1, min(STRIP, TILE // width))
+
+
 @jit
 def step_block(scores, potential, scale, bounds, weight, row_logs, scratch, mass):
     """row_logs (m,): log2 of each row's sum; mass (k,): sums of weight times row over its sum. Both float64."""
     row_values, partial = scratch
     m, k = scores.shape
+    strip, called = strip_rows(k), 0.0
     mass[:] = 0.0
-    for start in range(0, m, STRIP):
+    for start in range(0, m, strip):
+        stop = min(start + strip, m)
+        called += _call_into_cache(scores, start, stop)
         partial[:] = scores.dtype.type(0)
-        for i in range(start, min(start + STRIP, m)):
+        for i in range(start, stop):
             shift, total = _softmax_row(scores[i], potential, scale, bounds[i], row_values)
             row_logs[i] = shift + np.log2(total)
             factor = scores.dtype.type(weight[i] / total)
@@ -127,16 +152,23 @@ def step_block(scores, potential, scale, bounds, weight, row_logs, scratch, mass
                 partial[j] = multiply_add(row_values[j], factor, partial[j])
         for j in range(k):
             mass[j] += partial[j]
+    return called
 
 
 @jit
 def assign_block(scores, potential, scale, bounds, q):
     """q (m, k): the softmax of each row."""
-    for i in range(scores.shape[0]):
-        _, total = _softmax_row(scores[i], potential, scale, bounds[i], q[i])
-        factor = scores.dtype.type(1.0 / total)
-        for j in range(scores.shape[1]):
-            q[i, j] *= factor
+    m, k = scores.shape
+    strip, called = strip_rows(k), 0.0
+    for start in range(0, m, strip):
+        stop = min(start + strip, m)
+        called += _call_into_cache(scores, start, stop)
+        for i in range(start, stop):
+            _, total = _softmax_row(scores[i], potential, scale, bounds[i], q[i])
+            factor = scores.dtype.type(1.0 / total)
+            for j in range(k):
+                q[i, j] *= factor
+    return called
 
 
 @jit
@@ -146,7 +178,7 @@ def columns_block(scores, potential, scale, scratch, shifts, sums):
     shifts[:] = scores.dtype.type(LOWEST)
     sums[:] = 0.0
     width = scratch[0].size
-    strip = max(1, min(STRIP, TILE // width))
+    strip = strip_rows(width)
     for first in range(0, k, width):
         part = slice(first, min(first + width, k))
         for start in range(0, m, strip):
