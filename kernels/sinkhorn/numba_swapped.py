@@ -137,7 +137,7 @@ def _loss_and_gradients(
 
     def work(worker: int, start: int, stop: int) -> None:
         losses[worker] = tiles.loss_block(
-            *(rows[start:stop] for rows in job.views),
+            (job.views[0][start:stop], job.views[1][start:stop]),
             job.prototypes,
             job.scratch[worker],
             potentials,

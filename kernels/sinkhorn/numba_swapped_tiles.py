@@ -118,13 +118,15 @@ def step_block(x, prototypes, scratch, potential, scale, bounds, weight, row_log
     mass[:] = 0.0
     for start in range(0, x.shape[0], LANES):
         rows = x[start : start + LANES]
-        _load_scores(rows, prototypes, scratch, view.tile)
-        _set_shifts(bounds[start : start + LANES], code.shift)
-        _exponentials(view.tile, potential, scale, code, scratch.lanes[1])
-        if _some_are_small(code.total):
+        for attempt in range(2):
             _load_scores(rows, prototypes, scratch, view.tile)
-            _find_shifts(view.tile, potential, scale, code.shift)
+            if attempt == 0:
+                _set_shifts(bounds[start : start + LANES], code.shift)
+            else:
+                _find_shifts(view.tile, potential, scale, code.shift)
             _exponentials(view.tile, potential, scale, code, scratch.lanes[1])
+            if not _some_are_small(code.total):
+                break
         factor[:] = x.dtype.type(0)
         for lane in range(rows.shape[0]):
             row_logs[start + lane] = code.shift[lane] + np.log2(code.total[lane])
@@ -204,24 +206,24 @@ def _find_totals(tile, potential, scale, softmax, partial):
 
 
 @jit
-def loss_block(x1, x2, prototypes, scratch, potentials, scales, bounds, factor, grads, grad_prototypes):
-    """Sum over rows of -log2 of the predictions under the codes of the other view.
+def loss_block(views, prototypes, scratch, potentials, scales, bounds, factor, grads, grad_prototypes):
+    """Sum over rows of -log2 of the predictions of both views under the codes of the other.
 
-    scales: of the codes and of the predictions. ``factor`` times the differences p - q are the gradients of the
-    scores; gradients of no rows are not wanted. grad_prototypes (k, padded) is added to.
+    views, potentials, bounds, grads: one of each view; scales: of the codes and of the predictions. ``factor``
+    times the differences p - q are the gradients of the scores; gradients of no rows are not wanted.
+    grad_prototypes (k, padded) is added to.
     """
-    first, second = scratch.views
     needed = grads[0].shape[0] + grads[1].shape[0] + grad_prototypes.shape[0] > 0
     loss = 0.0
-    for start in range(0, x1.shape[0], LANES):
-        rows1, rows2 = x1[start : start + LANES], x2[start : start + LANES]
-        _load_view(rows1, prototypes, scratch, first, potentials[0], scales, bounds[0][start : start + LANES])
-        _load_view(rows2, prototypes, scratch, second, potentials[1], scales, bounds[1][start : start + LANES])
-        used = rows1.shape[0]
-        loss += _swap(first, second, potentials, scales, x1.dtype.type(factor), used, scratch)
+    for start in range(0, views[0].shape[0], LANES):
+        used = min(LANES, views[0].shape[0] - start)
+        part = slice(start, start + used)
+        for v in range(2):
+            _load_view(views[v][part], prototypes, scratch, scratch.views[v], potentials[v], scales, bounds[v][part])
+        loss += _swap(scratch, potentials, scales, views[0].dtype.type(factor), used)
         if needed:
-            _gradients(rows1, prototypes, scratch, first, grads[0][start:], grad_prototypes)
-            _gradients(rows2, prototypes, scratch, second, grads[1][start:], grad_prototypes)
+            for v in range(2):
+                _gradients(views[v][part], prototypes, scratch, scratch.views[v], grads[v][start:], grad_prototypes)
     return loss
 
 
@@ -229,18 +231,22 @@ def loss_block(x1, x2, prototypes, scratch, potentials, scales, bounds, factor, 
 def _load_view(x, prototypes, scratch, view, potential, scales, bounds):
     code, prediction, partial = view.code, view.prediction, scratch.lanes[0]
     _load_scores(x, prototypes, scratch, view.tile)
-    _set_shifts(bounds, code.shift)
-    _find_totals(view.tile, potential, scales[0], code, partial)
-    if _some_are_small(code.total):
-        _find_shifts(view.tile, potential, scales[0], code.shift)
-        _find_totals(view.tile, potential, scales[0], code, partial)
     _find_shifts(view.tile, prototypes.no_potential, scales[1], prediction.shift)
     _find_totals(view.tile, prototypes.no_potential, scales[1], prediction, partial)
+    for attempt in range(2):
+        if attempt == 0:
+            _set_shifts(bounds, code.shift)
+        else:
+            _find_shifts(view.tile, potential, scales[0], code.shift)
+        _find_totals(view.tile, potential, scales[0], code, partial)
+        if not _some_are_small(code.total):
+            break
 
 
 @jit(inner=True)
-def _swap(first, second, potentials, scales, factor, used, scratch):
+def _swap(scratch, potentials, scales, factor, used):
     """Scores of both tiles become their gradients; the loss."""
+    first, second = scratch.views
     sums, partial, weight = scratch.sums, scratch.lanes[0], scratch.lanes[1]
     sums[:] = 0.0
     for lane in range(LANES):
