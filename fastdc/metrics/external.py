@@ -13,20 +13,6 @@ import torch
 from fastdc.kernels.contingency import ContingencyTable, as_integers, contingency_table, scores
 from fastdc.kernels.contingency.scores import Summary
 
-__all__ = [
-    "adjusted_mutual_info",
-    "adjusted_rand_index",
-    "clustering_accuracy",
-    "completeness",
-    "evaluate",
-    "homogeneity",
-    "label_map",
-    "normalized_mutual_info",
-    "pair_f_measure",
-    "purity",
-    "v_measure",
-]
-
 
 def evaluate(labels_true: Any = None, labels_pred: Any = None, *, contingency: Any = None) -> dict[str, float]:
     """Every score of this module, and the numbers of samples, classes and clusters, from one table.
