@@ -13,22 +13,29 @@ _HOME = {  # public name -> the module that defines it
     "adjusted_mutual_info": "fastdc.metrics",
     "adjusted_rand_index": "fastdc.metrics",
     "clustering_accuracy": "fastdc.metrics",
+    "conditional_entropy": "fastdc.kernels.mutual_information",
     "contingency_table": "fastdc.kernels.contingency",
     "dec_loss": "fastdc.kernels.student_t",
+    "entropy_statistics": "fastdc.kernels.mutual_information",
     "evaluate": "fastdc.metrics",
     "explain": "fastdc.kernels",
+    "iic_loss": "fastdc.kernels.mutual_information",
+    "joint_distribution": "fastdc.kernels.mutual_information",
     "kmeans_plusplus": "fastdc.kernels.kmeans",
     "kmeans_step": "fastdc.kernels.kmeans",
     "label_map": "fastdc.metrics",
+    "marginal_entropy": "fastdc.kernels.mutual_information",
     "nearest_center": "fastdc.kernels.kmeans",
     "normalized_mutual_info": "fastdc.metrics",
     "purity": "fastdc.metrics",
     "sinkhorn_assign": "fastdc.kernels.sinkhorn",
+    "rim_loss": "fastdc.kernels.mutual_information",
     "student_t_assign": "fastdc.kernels.student_t",
     "student_t_statistics": "fastdc.kernels.student_t",
     "swapped_prediction_loss": "fastdc.kernels.sinkhorn",
     "target_distribution": "fastdc.kernels.student_t",
     "use_backend": "fastdc.kernels",
+    "vat_kl": "fastdc.kernels.mutual_information",
 }
 
 __all__ = [
@@ -40,22 +47,29 @@ __all__ = [
     "adjusted_mutual_info",
     "adjusted_rand_index",
     "clustering_accuracy",
+    "conditional_entropy",
     "contingency_table",
     "dec_loss",
+    "entropy_statistics",
     "evaluate",
     "explain",
+    "iic_loss",
+    "joint_distribution",
     "kmeans_plusplus",
     "kmeans_step",
     "label_map",
+    "marginal_entropy",
     "nearest_center",
     "normalized_mutual_info",
     "purity",
+    "rim_loss",
     "sinkhorn_assign",
     "student_t_assign",
     "student_t_statistics",
     "swapped_prediction_loss",
     "target_distribution",
     "use_backend",
+    "vat_kl",
 ]
 
 
@@ -76,6 +90,15 @@ if TYPE_CHECKING:
     from fastdc.kernels import BackendError, explain, use_backend
     from fastdc.kernels.contingency import contingency_table
     from fastdc.kernels.kmeans import kmeans_plusplus, kmeans_step, nearest_center
+    from fastdc.kernels.mutual_information import (
+        conditional_entropy,
+        entropy_statistics,
+        iic_loss,
+        joint_distribution,
+        marginal_entropy,
+        rim_loss,
+        vat_kl,
+    )
     from fastdc.kernels.sinkhorn import sinkhorn_assign, swapped_prediction_loss
     from fastdc.kernels.student_t import (
         dec_loss,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdc import metrics
-from fastdc.kernels import OPS, contingency, kmeans, sinkhorn, student_t
+from fastdc.kernels import OPS, contingency, kmeans, mutual_information, sinkhorn, student_t
 
 SHAPES = ((300, 2, 3), (300, 96, 130))  # n_samples, n_features, n_clusters: within one tile, and beyond
 DTYPES = (torch.float32, torch.float64)  # half precision runs in the kernels of float32
@@ -83,6 +83,23 @@ def _swapped_prediction_loss(x: Tensor, centers: Tensor) -> None:
         sinkhorn.swapped_prediction_loss(z1, z2, prototypes)
 
 
+def _entropy_statistics(x: Tensor, centers: Tensor) -> None:
+    p = x.softmax(1).requires_grad_()
+    mutual_information.conditional_entropy(p).backward()
+
+
+def _conditional_entropy(x: Tensor, centers: Tensor) -> None:
+    mutual_information.conditional_entropy(x.clone().requires_grad_(), from_logits=True).backward()
+
+
+def _marginal_entropy(x: Tensor, centers: Tensor) -> None:
+    mutual_information.marginal_entropy(x.clone().requires_grad_(), from_logits=True).backward()
+
+
+def _vat_kl(x: Tensor, centers: Tensor) -> None:
+    mutual_information.vat_kl(x, (x * 0.9).requires_grad_()).backward()
+
+
 _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "student_t_assign": _student_t_assign,
     "student_t_statistics": _student_t_statistics,
@@ -94,4 +111,9 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "contingency_table": _contingency_table,
     "sinkhorn_assign": lambda x, centers: sinkhorn.sinkhorn_assign(x @ centers.T),
     "swapped_prediction_loss": _swapped_prediction_loss,
+    "entropy_statistics": _entropy_statistics,
+    "conditional_entropy": _conditional_entropy,
+    "marginal_entropy": _marginal_entropy,
+    "rim_loss": lambda x, centers: mutual_information.rim_loss(x.clone().requires_grad_()).backward(),
+    "vat_kl": _vat_kl,
 }

@@ -19,6 +19,11 @@ OPS = {  # public op -> its room
     "contingency_table": "contingency",
     "sinkhorn_assign": "sinkhorn",
     "swapped_prediction_loss": "sinkhorn",
+    "entropy_statistics": "mutual_information",
+    "conditional_entropy": "mutual_information",
+    "marginal_entropy": "mutual_information",
+    "rim_loss": "mutual_information",
+    "vat_kl": "mutual_information",
 }
 
 __all__ = ["OPS", "BackendError", "Choice", "Hardware", "choose", "explain", "use_backend"]
