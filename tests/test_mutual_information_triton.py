@@ -86,6 +86,6 @@ def test_every_kernel_compiles_without_spills(chip, options):
 
 
 def test_tiles():
-    assert tile_of(1) == (64, 16, 8)
-    assert tile_of(100) == (8, 128, 8)
+    assert tile_of(1) == (32, 16, 8)
+    assert tile_of(100) == (4, 128, 8)
     assert tile_of(100_000) == (1, 1024, 8)

@@ -16,7 +16,7 @@ from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._triton import chip_of, row_splits
 from fastdc.kernels.mutual_information import triton_tiles as tiles
 
-TILE = 1024  # numbers of a tile, 4 a thread: the kernels want many registers for each
+TILE = 512  # numbers of a tile, 2 a thread: the kernels want many registers for each
 WIDEST = 1024  # clusters of a tile
 TL = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
 
@@ -35,7 +35,7 @@ class Tile(NamedTuple):
 
 def tile_of(n_clusters: int) -> Tile:
     block_k = min(WIDEST, max(16, triton.next_power_of_2(n_clusters)))
-    return Tile(TILE // block_k, block_k)
+    return Tile(max(1, TILE // block_k), block_k)
 
 
 def entropy_rows(x: Tensor, from_logits: bool, want_entropy: bool) -> tuple[Tensor, Tensor]:
