@@ -102,7 +102,8 @@ def sdist_wheel(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that is built from the sdist, as a package index serves it."""
     folder = tmp_path_factory.mktemp("sdist")
     with tarfile.open(build(tree, "sdist", folder / "dist")) as archive:
-        archive.extractall(folder, filter="data")
+        safely = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # older Pythons lack it
+        archive.extractall(folder, **safely)
     (unpacked,) = (path for path in folder.iterdir() if path.name != "dist")
     assert not (unpacked / "fastdc" / "kernels").is_symlink()
     return build(unpacked, "wheel", folder / "wheel")
