@@ -79,6 +79,16 @@ def relative_error(got: Tensor, expected: Tensor, inputs: Inputs) -> float:
     return error if error == error else float("inf")
 
 
+def make_plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """For ``Provider.make``: a plain form as it stands."""
+    return function
+
+
+def make_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same through torch.compile."""
+    return torch.compile(function)
+
+
 def no_extra_bytes(*, itemsize: int, **shape: int) -> int:
     return 0
 

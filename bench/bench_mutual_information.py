@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench._harness import Bench, Cost, Inputs, Provider, Rows
+from bench._harness import Bench, Cost, Inputs, Provider, Rows, make_compiled, make_plain
 
 JOINT_SHAPES = [
     {"h": 5, "n": 4096, "k": 100},
@@ -28,14 +28,6 @@ def make_fastdc(op: str, **options: Any) -> Callable[..., Tensor]:
     from fastdc.kernels import mutual_information
 
     return partial(getattr(mutual_information, op), **options)
-
-
-def make_compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function)
-
-
-def _same(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return function
 
 
 # --- inputs and plain torch
@@ -175,9 +167,9 @@ def compiled_bytes(*, n: int, k: int, itemsize: int) -> int:
 def _joint_providers(op: str, product: Callable[..., Tensor], broadcast: Callable[..., Tensor]) -> dict[str, Provider]:
     return {
         "fastdc": Provider(partial(make_fastdc, op)),
-        "eager_product": Provider(partial(_same, product)),
+        "eager_product": Provider(partial(make_plain, product)),
         "torch_compile_product": Provider(partial(make_compiled, product), compiles_each_shape=True),
-        "broadcast": Provider(partial(_same, broadcast), broadcast_bytes),
+        "broadcast": Provider(partial(make_plain, broadcast), broadcast_bytes),
     }
 
 
@@ -186,7 +178,7 @@ def _row_providers(op: str, eager: Callable[..., Tensor]) -> dict[str, Provider]
         "reference": Provider(partial(make_fastdc, op, backend="reference"), eager_bytes),
         "numba": Provider(partial(make_fastdc, op, backend="numba"), devices=("cpu",)),
         "triton": Provider(partial(make_fastdc, op, backend="triton"), devices=("cuda",)),
-        "eager": Provider(partial(_same, eager), eager_bytes),
+        "eager": Provider(partial(make_plain, eager), eager_bytes),
         "torch_compile": Provider(partial(make_compiled, eager), compiled_bytes, compiles_each_shape=True),
     }
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench._harness import Bench, Cost, Inputs, Provider, Rows
+from bench._harness import Bench, Cost, Inputs, Provider, Rows, make_compiled, make_plain
 from bench._student_t import (
     assign_broadcast,
     assign_gemm,
@@ -32,10 +32,6 @@ def make_fastdc(op: str, backend: str) -> Callable[..., Any]:
     from fastdc.kernels import student_t
 
     return partial(getattr(student_t, op), backend=backend)
-
-
-def make_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function)
 
 
 def assign_inputs(*, n: int, k: int, d: int, dtype: torch.dtype, device: str, seed: int = 0) -> Inputs:
@@ -121,15 +117,11 @@ def _providers(op: str, plain: dict[str, Callable[..., Any]]) -> dict[str, Provi
     }
     for name, function in plain.items():
         needed = broadcast_bytes if name == "broadcast" else gemm_bytes
-        providers[name] = Provider(partial(_same, function), needed)
+        providers[name] = Provider(partial(make_plain, function), needed)
     providers["torch_compile_gemm"] = Provider(
         partial(make_compiled, plain["eager_gemm"]), compiled_bytes, compiles_each_shape=True
     )
     return providers
-
-
-def _same(function: Callable[..., Any]) -> Callable[..., Any]:
-    return function
 
 
 BENCHES = [

@@ -83,17 +83,9 @@ def _swapped_prediction_loss(x: Tensor, centers: Tensor) -> None:
         sinkhorn.swapped_prediction_loss(z1, z2, prototypes)
 
 
-def _entropy_statistics(x: Tensor, centers: Tensor) -> None:
-    p = x.softmax(1).requires_grad_()
-    mutual_information.conditional_entropy(p).backward()
-
-
 def _conditional_entropy(x: Tensor, centers: Tensor) -> None:
-    mutual_information.conditional_entropy(x.clone().requires_grad_(), from_logits=True).backward()
-
-
-def _marginal_entropy(x: Tensor, centers: Tensor) -> None:
-    mutual_information.marginal_entropy(x.clone().requires_grad_(), from_logits=True).backward()
+    for p, from_logits in ((x.softmax(1), False), (x.clone(), True)):
+        mutual_information.conditional_entropy(p.requires_grad_(), from_logits=from_logits).backward()
 
 
 def _vat_kl(x: Tensor, centers: Tensor) -> None:
@@ -111,9 +103,9 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "contingency_table": _contingency_table,
     "sinkhorn_assign": lambda x, centers: sinkhorn.sinkhorn_assign(x @ centers.T),
     "swapped_prediction_loss": _swapped_prediction_loss,
-    "entropy_statistics": _entropy_statistics,
+    "entropy_statistics": lambda x, centers: mutual_information.entropy_statistics(x.softmax(1)),
     "conditional_entropy": _conditional_entropy,
-    "marginal_entropy": _marginal_entropy,
+    "marginal_entropy": lambda x, centers: mutual_information.marginal_entropy(x.softmax(1)),
     "rim_loss": lambda x, centers: mutual_information.rim_loss(x.clone().requires_grad_()).backward(),
     "vat_kl": _vat_kl,
 }

@@ -64,6 +64,14 @@ def check_positive(value: float, name: str) -> float:
     return number
 
 
+def check_not_negative(value: float, name: str) -> float:
+    """A finite number, zero or above."""
+    number = float(value)
+    if not (0.0 <= number < float("inf")):
+        raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")
+    return number
+
+
 def check_finite(*named: tuple[str, Tensor | None]) -> None:
     """Raise where a tensor holds NaN or infinity, naming the first such row and column."""
     for name, x in named:

@@ -1,4 +1,4 @@
-"""log2, exp2 and power inside CPU kernels, in a form that LLVM vectorises; the lowest bit of a mask."""
+"""log2, exp2, exp and power inside CPU kernels, in a form that LLVM vectorises; the lowest bit of a mask."""
 
 from __future__ import annotations
 
@@ -180,3 +180,70 @@ def _exp2_affine(x, scale, whole, part):
     if x == types.float32:
         return lambda x, scale, whole, part: _exp2_affine_float32(x, scale, whole, part)
     return lambda x, scale, whole, part: 2.0 ** (x * scale + whole + part)
+
+
+# ln 2 in two parts: whole multiples of the first, whose last bits are zero, are exact
+_LN2_UPPER = _f(0.693359375)
+_LN2_LOWER = _f(math.log(2.0) - 0.693359375)
+_PER_LN2 = _f(1.0 / math.log(2.0))
+_LOWEST = _f(-87.0)
+_C2, _C3, _C4, _C5, _C6, _C7 = (_f(1.0 / math.factorial(n)) for n in range(2, 8))
+
+
+@jit(inline=True)
+def _exp_float32(x):
+    rounder = multiply_add(x, _PER_LN2, _ROUNDER)
+    whole = rounder - _ROUNDER
+    r = multiply_add(-whole, _LN2_LOWER, multiply_add(-whole, _LN2_UPPER, x))
+    tail = multiply_add(r, multiply_add(r, _C7, _C6), _C5)
+    tail = multiply_add(r, multiply_add(r, multiply_add(r, tail, _C4), _C3), _C2)
+    value = (_f(1.0) + multiply_add(r * r, tail, r)) * _float_of(_bits_of(rounder) << np.int32(23))
+    return _f(0.0) if x < _LOWEST else value
+
+
+# 2 / n!: e^x - 1 - x = x^2 / 2 (1 + x (_D3 + x (_D4 + ...)))
+_D3, _D4, _D5, _D6, _D7, _D8, _D9, _D10 = (_f(2.0 / math.factorial(n)) for n in range(3, 11))
+_LAST_TERM = 19  # of the series in float64; below its rounding for |x| < 1
+
+
+@jit(inline=True)
+def _exp_beyond_line_float32(x):
+    low = multiply_add(x, multiply_add(x, multiply_add(x, _D5, _D4), _D3), _f(1.0))
+    high = multiply_add(x, multiply_add(x, multiply_add(x, multiply_add(x, _D10, _D9), _D8), _D7), _D6)
+    square = x * x
+    series = _f(0.5) * square * multiply_add(square * square, high, low)
+    return series if abs(x) < _f(1.0) else exp(x) - _f(1.0) - x
+
+
+@jit(inline=True)
+def _exp_beyond_line_float64(x):
+    if not abs(x) < 1.0:
+        return math.exp(x) - 1.0 - x
+    nested = 1.0
+    for n in range(_LAST_TERM, 2, -1):
+        nested = 1.0 + nested * x / n
+    return 0.5 * x * x * nested
+
+
+def exp(x: Any) -> Any:
+    """e to the x inside kernels, x <= 88. float32: vectorises, within 2 ulp; zero below -87, NaN of NaN."""
+    raise RuntimeError("only for use inside kernels")
+
+
+def exp_beyond_line(x: Any) -> Any:
+    """e^x - 1 - x inside kernels, x <= 88: to its last digits where x is small. float32: vectorises."""
+    raise RuntimeError("only for use inside kernels")
+
+
+@overload(exp, inline="never")
+def _exp(x):
+    if x == types.float32:
+        return lambda x: _exp_float32(x)
+    return lambda x: math.exp(x)
+
+
+@overload(exp_beyond_line, inline="never")
+def _exp_beyond_line(x):
+    if x == types.float32:
+        return lambda x: _exp_beyond_line_float32(x)
+    return lambda x: _exp_beyond_line_float64(x)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from fastdc.kernels._checks import check_not_negative
 from fastdc.kernels.mutual_information import iic_loss, rim_loss, vat_kl
-from fastdc.kernels.mutual_information.checks import check_not_negative
 
 
 class IICLoss(nn.Module):

@@ -35,11 +35,3 @@ def check_pair(a: Tensor, b: Tensor, name: str, other: str, same_clusters: bool)
     if same_clusters and a.shape[-1] != b.shape[-1]:
         raise ValueError(f"{other} has {b.shape[-1]} clusters but {name} has {a.shape[-1]}; both need the same")
     check_same_device(b, a, other, name)
-
-
-def check_not_negative(value: float, name: str) -> float:
-    """A finite number, zero or above."""
-    number = float(value)
-    if not (0.0 <= number < float("inf")):
-        raise ValueError(f"{name} must be a finite number, 0 or above, got {value}")
-    return number

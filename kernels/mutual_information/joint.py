@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from fastdc.kernels._autograd import refuse_transforms
+from fastdc.kernels._checks import check_not_negative
 from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels.mutual_information.checks import check_not_negative, check_pair
+from fastdc.kernels.mutual_information.checks import check_pair
 
 ROWS_A_PRODUCT = 1 << 12  # rows that one float32 sum covers; such sums are added up in float64
 EPS = 2.220446049250313e-16  # as the paper's code clamps with

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdc.kernels._parallel import LARGEST_BLOCK, n_workers, run_blocks
+from fastdc.kernels._parallel import LARGEST_BLOCK, block_rows, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, empty, numpy_dtype
 from fastdc.kernels._vectors import LANES
@@ -90,7 +90,8 @@ class _Job:
         self.torch_dtype = working_dtype(x) if dtype is None else dtype
         self.dtype = numpy_dtype(self.torch_dtype)
         self.rows = [Rows(head, self.dtype) for head in x]
-        self.block = block_rows(self.n, self.k)
+        least = -(-LEAST_WORK // (self.k * LANES)) * LANES
+        self.block = min(LARGEST_BLOCK, max(block_rows(self.n, LANES), least))
         self.blocks_a_head = -(-self.n // self.block)
         n_blocks = self.heads * self.blocks_a_head
         self.scratch = [tiles.make_scratch(self.k, self.dtype) for _ in range(n_workers(n_blocks))]
@@ -137,9 +138,3 @@ class _Block:
     def __exit__(self, *_: object) -> None:
         if self.written is not self.rows:
             self.rows.copy_(self.written)
-
-
-def block_rows(n: int, k: int) -> int:
-    """Rows in a block, whole tiles; depends on the shape alone. 16 blocks or so where there is work for them."""
-    wanted = max(-(-n // 16), -(-LEAST_WORK // k))
-    return min(LARGEST_BLOCK, -(-wanted // LANES) * LANES)

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdc.kernels._exponential import exp, exp_beyond_line
 from fastdc.kernels._lanes import load_columns, make_corner, padded, store_columns
-from fastdc.kernels._math import log2
+from fastdc.kernels._math import exp, exp_beyond_line, log2
 from fastdc.kernels._numba import jit
 from fastdc.kernels._vectors import LANES
 

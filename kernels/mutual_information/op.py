@@ -10,8 +10,9 @@ from torch import Tensor
 
 from fastdc.kernels._autograd import refuse_transforms
 from fastdc.kernels._backend import choose
+from fastdc.kernels._checks import check_not_negative
 from fastdc.kernels.mutual_information import custom_ops
-from fastdc.kernels.mutual_information.checks import check_not_negative, check_pair, check_rows
+from fastdc.kernels.mutual_information.checks import check_pair, check_rows
 from fastdc.kernels.mutual_information.reference import entropy_of_mass, entropy_rows_reference, vat_kl_reference
 
 

@@ -7,13 +7,6 @@ from torch import Tensor
 from fastdc.kernels._checks import check_centers, check_points, check_same_device, check_vector
 
 
-def check_frequency_power(value: float) -> float:
-    number = float(value)
-    if not (0.0 <= number < float("inf")):
-        raise ValueError(f"frequency_power must be a finite number, 0 or above, got {value}")
-    return number
-
-
 def check_target(
     x: Tensor,
     centers: Tensor,

@@ -14,13 +14,14 @@ from fastdc.kernels._backend import choose
 from fastdc.kernels._checks import (
     check_centers,
     check_labels,
+    check_not_negative,
     check_points,
     check_positive,
     check_vector,
 )
 from fastdc.kernels._precision import resolve_precision
 from fastdc.kernels.student_t import custom_ops
-from fastdc.kernels.student_t.checks import check_frequency_power, check_target
+from fastdc.kernels.student_t.checks import check_target
 from fastdc.kernels.student_t.reference import (
     dec_loss_reference,
     student_t_assign_reference,
@@ -246,7 +247,7 @@ def target_distribution(
     """
     check_points(q, "q", "n_clusters")
     power = check_positive(power, "power")
-    frequency_power = check_frequency_power(frequency_power)
+    frequency_power = check_not_negative(frequency_power, "frequency_power")
     if frequency is not None:
         check_vector(frequency, q.shape[1], "frequency", q, "clusters")
     name = choose("target_distribution", q, backend)
@@ -355,7 +356,7 @@ def dec_loss(
     check_centers(centers, x)
     alpha = check_positive(alpha, "alpha")
     power = check_positive(power, "power")
-    frequency_power = check_frequency_power(frequency_power)
+    frequency_power = check_not_negative(frequency_power, "frequency_power")
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}")
     check_target(x, centers, target, target_x, target_centers, frequency)
