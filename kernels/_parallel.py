@@ -2,7 +2,7 @@
 
 Rows are cut into blocks by their number alone. Threads take blocks in order; what a block adds to a shared
 sum is committed in the order of the blocks, whichever thread finished first. Kernels are Numba functions that
-release the GIL, so plain Python threads suffice.
+release the GIL, so that threads which call Python suffice: torch's own where they can be had (``_openmp.py``).
 """
 
 from __future__ import annotations
@@ -14,13 +14,24 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
+from fastdc.kernels._openmp import has_team, run_team
+
 LARGEST_BLOCK = 16384  # rows; small enough to balance threads, large enough to hide a Python call
+SHORTEST_BLOCK = 200_000.0  # nanoseconds; in shorter ones threads mostly wait for each other's Python
 
 
-def block_rows(n_rows: int, multiple: int = 64, largest: int = LARGEST_BLOCK) -> int:
-    """Rows in a block: a multiple of ``multiple`` that depends on ``n_rows`` alone; 16 blocks or so."""
-    wanted = -(-n_rows // 16)
+def block_rows(n_rows: int, multiple: int = 64, largest: int = LARGEST_BLOCK, row_ns: float | None = None) -> int:
+    """Rows in a block: a multiple of ``multiple`` that depends on the arguments alone; 16 blocks or so.
+
+    ``row_ns`` is about the nanoseconds that a row takes on one thread: of little work there are fewer blocks.
+    """
+    wanted = max(-(-n_rows // 16), 0 if row_ns is None else int(SHORTEST_BLOCK / row_ns))
     return max(multiple, min(largest, -(-wanted // multiple) * multiple))
+
+
+def distances_ns(n_features: int, n_clusters: int) -> float:
+    """About the nanoseconds that a row's distances to all centers take, with what follows from them."""
+    return n_clusters * (n_features + 32) / 10
 
 
 def blocks(n_rows: int, rows: int) -> Iterator[tuple[int, int]]:
@@ -54,16 +65,24 @@ def run_blocks(
                 commit(0)
         return
     shift = _Shift(todo, work, commit)
-    helpers = [_pool(workers - 1).submit(shift.run, worker) for worker in range(1, workers)]
+    if has_team():
+        run_team(workers, shift.run)
+    else:
+        _run_pool(workers, shift.run)
+    shift.reraise()
+
+
+def _run_pool(size: int, work: Callable[[int], None]) -> None:
+    """Call ``work(worker)`` for each worker, on threads of Python's."""
+    helpers = [_pool(size - 1).submit(work, worker) for worker in range(1, size)]
     try:
-        shift.run(0)
+        work(0)
     finally:
         for helper in helpers:
             # One that has not begun has nothing left to do, and may never begin: inside a call of run_blocks
             # all threads of the pool can be waiting for helpers of their own.
             if not helper.cancel():
-                helper.exception()  # waits; the error itself is in the shift
-    shift.reraise()
+                helper.exception()  # waits; work itself does not raise
 
 
 class _Shift:

@@ -9,9 +9,18 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
-from fastdc.kernels import _parallel
-from fastdc.kernels._parallel import block_rows, blocks, n_workers, run_blocks
+from fastdc.kernels import _openmp, _parallel
+from fastdc.kernels._parallel import SHORTEST_BLOCK, block_rows, blocks, n_workers, run_blocks
+
+
+@pytest.fixture(params=["threads of torch", "threads of python"], autouse=True)
+def whose_threads(request, monkeypatch):
+    if request.param == "threads of python":
+        monkeypatch.setattr(_parallel, "has_team", lambda: False)
+    elif not _openmp.has_team():
+        pytest.skip("torch has no OpenMP that can be called here")
 
 
 @pytest.mark.parametrize("n_rows", [1, 63, 64, 65, 1000, 10**6, 10**9])
@@ -28,6 +37,13 @@ def test_block_rows_gives_sixteen_blocks_to_share():
 
 def test_block_rows_ignores_the_threads(n_threads):
     assert [block_rows(n) for n in (10, 10_000, 10**7)] == [64, 640, _parallel.LARGEST_BLOCK]
+
+
+@pytest.mark.parametrize("row_ns", [0.01, 1.0, 42.0, 1e9])
+def test_blocks_of_little_work_are_few(row_ns):
+    rows = block_rows(10_000, row_ns=row_ns)
+    assert rows == _parallel.LARGEST_BLOCK or rows * row_ns >= SHORTEST_BLOCK - 64 * row_ns
+    assert rows >= block_rows(10_000)
 
 
 @pytest.mark.parametrize(("n_rows", "rows"), [(0, 4), (1, 4), (4, 4), (9, 4)])
@@ -177,6 +193,24 @@ def test_a_call_inside_a_call_ends(n_threads):
 
     run_blocks(40, 10, outer)
     assert sorted(seen) == [(i, j) for i in range(0, 40, 10) for j in range(0, 40, 10)]
+
+
+def test_workers_run_on_the_threads_of_torch(set_threads, whose_threads):
+    if not _openmp.has_team():
+        pytest.skip("torch has no OpenMP that can be called here")
+    set_threads(3)
+
+    def threads():
+        seen = set()
+        met = threading.Barrier(3, timeout=60)
+        _openmp.run_team(3, lambda worker: (met.wait(), seen.add(threading.get_native_id())))
+        return seen
+
+    first = threads()
+    assert len(first) == 3
+    assert threading.get_native_id() in first
+    torch.rand(1 << 20).exp_()
+    assert threads() == first  # neither ended nor begun anew
 
 
 def _sum_in_child(queue):

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
+from fastdc.kernels._parallel import block_rows, distances_ns, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, as_array, numpy_dtype
 from fastdc.kernels.kmeans import numba_tiles as tiles
@@ -65,7 +65,7 @@ class Seeding:
         self.n, self.d = x.shape
         self.dtype = numpy_dtype(working_dtype(x))
         self.rows = Rows(x, self.dtype)
-        self.rows_a_call = block_rows(self.n, multiple=self.block)
+        self.rows_a_call = block_rows(self.n, multiple=self.block, row_ns=distances_ns(self.d, 1))
         self.weights = _vector(weights, np.dtype(np.float64))
         self.closest = np.full(self.n, LARGEST[self.dtype.itemsize], self.dtype)
         workers = n_workers(-(-self.n // self.rows_a_call))
@@ -122,7 +122,7 @@ class _Job:
         self.k = centers.shape[0]
         self.rows = Rows(x, dtype)
         self.centers = tiles.prepare_centers(as_array(centers, dtype))
-        self.block = block_rows(self.n)
+        self.block = block_rows(self.n, row_ns=distances_ns(self.d, self.k))
         workers = n_workers(-(-self.n // self.block))
         self.scratch = [tiles.make_scratch(self.d, dtype) for _ in range(workers)]
         self.sq_dists = [np.empty(self.block) for _ in range(workers)]

@@ -14,13 +14,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdc.kernels._parallel import LARGEST_BLOCK, block_rows, n_workers, run_blocks
+from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, empty, numpy_dtype
-from fastdc.kernels._vectors import LANES
 from fastdc.kernels.mutual_information import numba_tiles as tiles
-
-LEAST_WORK = 1 << 15  # numbers in a block: a call from Python costs as much as a few thousand of them
 
 
 def entropy_rows(x: Tensor, from_logits: bool, want_entropy: bool) -> tuple[Tensor, Tensor]:
@@ -90,8 +87,7 @@ class _Job:
         self.torch_dtype = working_dtype(x) if dtype is None else dtype
         self.dtype = numpy_dtype(self.torch_dtype)
         self.rows = [Rows(head, self.dtype) for head in x]
-        least = -(-LEAST_WORK // (self.k * LANES)) * LANES
-        self.block = min(LARGEST_BLOCK, max(block_rows(self.n, LANES), least))
+        self.block = block_rows(self.n, row_ns=self.k)
         self.blocks_a_head = -(-self.n // self.block)
         n_blocks = self.heads * self.blocks_a_head
         self.scratch = [tiles.make_scratch(self.k, self.dtype) for _ in range(n_workers(n_blocks))]

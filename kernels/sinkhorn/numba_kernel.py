@@ -87,7 +87,7 @@ class ScorePasses:
         self.rows = Rows(scores, self.dtype)
         self.weight = marginals.weight.numpy()
         self.scale = make_scale(epsilon, self.dtype)
-        self.block = block_rows(self.n, largest=LARGEST_BLOCK)
+        self.block = block_rows(self.n, largest=LARGEST_BLOCK, row_ns=self.k)
         self.workers = n_workers(-(-self.n // self.block))
 
     def columns(self, row_potential: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdc.kernels._lanes import make_corner, padded
-from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
+from fastdc.kernels._parallel import block_rows, distances_ns, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
 from fastdc.kernels._simd import prepare
@@ -53,7 +53,7 @@ class _Job:
         rows = as_array(prototypes, self.dtype)
         self.prototypes = tiles.Prototypes(rows, np.ascontiguousarray(rows.T), make_potential(None, self.k, self.dtype))
         self.scale = make_scale(epsilon, self.dtype)
-        self.block = block_rows(self.n, largest=LARGEST_BLOCK)
+        self.block = block_rows(self.n, largest=LARGEST_BLOCK, row_ns=distances_ns(self.d, self.k))
         self.scratch = [self._scratch() for _ in range(n_workers(-(-self.n // self.block)))]
 
     def _scratch(self) -> tiles.Scratch:

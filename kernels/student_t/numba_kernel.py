@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdc.kernels._lanes import padded
-from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
+from fastdc.kernels._parallel import block_rows, distances_ns, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
 from fastdc.kernels._tile import Centers, make_scratch, prepare_centers
@@ -94,7 +94,7 @@ def target_distribution(q: Tensor, frequency: Tensor | None, power: float, frequ
     rows = Rows(q, dtype)
     p = empty((n, k), dtype)
     p_rows = p.numpy()
-    block = block_rows(n)
+    block = block_rows(n, row_ns=4 * k)
     if frequency is None:
         mass = np.zeros(k)
         partial = [np.zeros(k) for _ in range(n_workers(-(-n // block)))]
@@ -225,7 +225,7 @@ class _Job:
         self.rows = Rows(x, self.dtype)
         self.centers: Centers = prepare_centers(as_array(centers, self.dtype))
         self.alpha = None if alpha == 1.0 else alpha
-        self.block = block_rows(self.n)
+        self.block = block_rows(self.n, row_ns=distances_ns(self.d, self.k))
         workers = n_workers(-(-self.n // self.block))
         self.scratch = [self._scratch() for _ in range(workers)]
 
