@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fastdc import metrics
 from fastdc.kernels import OPS, contingency, kmeans, mutual_information, sinkhorn, student_t
+from fastdc.kernels import OPS, contingency, kmeans, neighbors, sinkhorn, student_t
 
 SHAPES = ((300, 2, 3), (300, 96, 130))  # n_samples, n_features, n_clusters: within one tile, and beyond
 DTYPES = (torch.float32, torch.float64)  # half precision runs in the kernels of float32
@@ -75,6 +76,11 @@ def _contingency_table(x: Tensor, centers: Tensor) -> None:
     metrics.adjusted_mutual_info(labels, labels.roll(1))  # equal labels need no expected value
 
 
+def _knn(x: Tensor, centers: Tensor) -> None:
+    neighbors.knn(x, 1)
+    neighbors.knn(x, 1, centers)
+
+
 def _swapped_prediction_loss(x: Tensor, centers: Tensor) -> None:
     unit = torch.nn.functional.normalize
     z1, z2, prototypes = (unit(t).requires_grad_() for t in (x, x.flip(0), centers))
@@ -101,6 +107,8 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "kmeans_step": _kmeans_step,
     "kmeans_plusplus": lambda x, centers: kmeans.kmeans_plusplus(x, len(centers), random_state=0),
     "contingency_table": _contingency_table,
+    "knn": _knn,
+    "radius_neighbors": lambda x, centers: neighbors.radius_neighbors(x, 1.0),
     "sinkhorn_assign": lambda x, centers: sinkhorn.sinkhorn_assign(x @ centers.T),
     "swapped_prediction_loss": _swapped_prediction_loss,
     "entropy_statistics": lambda x, centers: mutual_information.entropy_statistics(x.softmax(1)),

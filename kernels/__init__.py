@@ -17,6 +17,8 @@ OPS = {  # public op -> its room
     "kmeans_step": "kmeans",
     "kmeans_plusplus": "kmeans",
     "contingency_table": "contingency",
+    "knn": "neighbors",
+    "radius_neighbors": "neighbors",
     "sinkhorn_assign": "sinkhorn",
     "swapped_prediction_loss": "sinkhorn",
     "entropy_statistics": "mutual_information",

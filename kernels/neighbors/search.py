@@ -1,0 +1,87 @@
+"""Search by FAISS. Its answers are candidates: distances are measured anew, by differences in float64."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdc.kernels._backend import BackendError
+from fastdc.kernels._checks import check_finite
+from fastdc.kernels.neighbors.points import metric_rows
+from fastdc.kernels.neighbors.rescore import best_of
+
+LINKS, BUILD_BEAM, SEARCH_BEAM = 32, 100, 64  # of the graph of hnsw
+LEAST_A_LIST = 39  # points that faiss wants for each list of ivf
+LEAST_PROBES, PROBED_SHARE = 8, 16
+
+
+def knn_faiss(
+    x: Tensor, queries: Tensor | None, n_neighbors: int, metric: str, algorithm: str
+) -> tuple[Tensor, Tensor]:
+    """distances (m, n_neighbors), float32, and indices; -1 where a search found fewer."""
+    check_finite(("x", x), ("queries", queries))
+    points = metric_rows(x, metric, torch.float32).contiguous()
+    rows = points if queries is None else metric_rows(queries, metric, torch.float32).contiguous()
+    wanted = min(n_neighbors + (queries is None), len(points))  # the row itself is found too
+    faiss = load_faiss(on_gpu=points.is_cuda)
+    found = search_gpu if points.is_cuda else search_cpu
+    candidates = found(faiss, points, rows, wanted, metric, algorithm)
+    return best_of(candidates, rows, points, queries is None, n_neighbors, metric)
+
+
+def load_faiss(on_gpu: bool) -> ModuleType:
+    """faiss; for GPUs with its functions that take torch's tensors."""
+    faiss = importlib.import_module("faiss")
+    if on_gpu:
+        if not hasattr(faiss, "StandardGpuResources"):
+            raise BackendError("knn: this faiss has no GPU part; install faiss-gpu, or use algorithm 'exact'")
+        importlib.import_module("faiss.contrib.torch_utils")
+    return faiss
+
+
+def search_cpu(faiss: Any, points: Tensor, rows: Tensor, wanted: int, metric: str, algorithm: str) -> Tensor:
+    """Candidates (m, wanted), on as many threads as torch has; torch's memory is read where it lies."""
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    try:
+        index = _make_index(faiss, points, wanted, _code(faiss, metric), algorithm)
+        return torch.from_numpy(index.search(rows.numpy(), wanted)[1])
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def search_gpu(faiss: Any, points: Tensor, rows: Tensor, wanted: int, metric: str, algorithm: str) -> Tensor:
+    """The same on a GPU, in place: neither points nor queries pass through host memory."""
+    with torch.cuda.device_of(points):
+        resources = faiss.StandardGpuResources()
+        return faiss.knn_gpu(resources, rows, points, wanted, metric=_code(faiss, metric))[1]
+
+
+def _code(faiss: Any, metric: str) -> int:
+    return faiss.METRIC_L2 if metric == "euclidean" else faiss.METRIC_INNER_PRODUCT
+
+
+def _make_index(faiss: Any, points: Tensor, wanted: int, code: int, algorithm: str) -> Any:
+    """An index that holds the points."""
+    n, d = points.shape
+    array = points.numpy()
+    if algorithm == "faiss":
+        index = faiss.IndexFlat(d, code)
+    elif algorithm == "hnsw":
+        index = faiss.IndexHNSWFlat(d, LINKS, code)
+        index.hnsw.efConstruction = BUILD_BEAM
+        index.hnsw.efSearch = max(SEARCH_BEAM, 2 * wanted)
+        if torch.are_deterministic_algorithms_enabled():  # threads add points in no fixed order
+            faiss.omp_set_num_threads(1)
+    else:
+        n_lists = max(1, min(int(4 * n**0.5), n // LEAST_A_LIST))
+        quantizer = faiss.IndexFlat(d, code)
+        index = faiss.IndexIVFFlat(quantizer, d, n_lists, code)
+        index.nprobe = min(n_lists, max(LEAST_PROBES, n_lists // PROBED_SHARE))
+        index.train(array)
+    index.add(array)
+    return index
