@@ -96,6 +96,19 @@ def test_any_strides(backend):
         assert torch.equal(found.distances, expected.distances)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_T35_more_neighbours_than_faiss_finds_on_gpus(backend):
+    x, queries = make_points(2300, 3), make_points(5, 3, seed=1)
+    assert torch.equal(knn(x, 2200, queries, backend=backend).indices, exact_knn(x, 2200, queries)[1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_features(backend):
+    x = make_points(20, 100_003)
+    for metric in METRICS:
+        assert_finds(knn(x, 5, None, metric, backend=backend), x, 5, None, metric)
+
+
 # --- ties, duplicates, and the point itself
 
 
@@ -324,6 +337,22 @@ def test_faiss_keeps_duplicates_and_leaves_threads_as_they_were():
     assert torch.equal(found.distances, torch.zeros(90, 2))
     assert not (found.indices == torch.arange(90)[:, None]).any()
     assert faiss.omp_get_max_threads() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.peers("faiss")
+def test_faiss_on_the_gpu():
+    import faiss
+
+    if not hasattr(faiss, "StandardGpuResources"):
+        pytest.skip("this faiss has no GPU part")
+    x = make_points(600, 20).cuda()
+    found, expected = (knn(x, 9, algorithm=algorithm) for algorithm in ("faiss", "exact"))
+    assert torch.equal(found.indices, expected.indices)
+    with pytest.raises(BackendError, match="faiss finds fewer than 2048 neighbours on GPUs, 2048 are wanted"):
+        choose_algorithm(x, 2048, algorithm="faiss", faiss=True)
+    with pytest.raises(BackendError, match="'ivf' needs CPU tensors; move x with"):
+        choose_algorithm(x, 9, algorithm="ivf", faiss=True)
 
 
 @pytest.mark.peers("faiss")

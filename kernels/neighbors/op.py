@@ -99,8 +99,9 @@ def knn(
     Non-finite rows: neighbours of nobody; as queries they have the indices -1 and distances NaN. Where fewer
     points are finite than wanted, the last indices are -1 and their distances infinite.
     Memory: the results, 8 bytes more for each of them, and a copy of x and queries (two where they are not
-    contiguous in the working dtype, or under cosine); per thread 340 bytes a feature and 20 KB. On GPUs up to
-    200 MB beside.
+    contiguous in the working dtype, or under cosine); per thread 340 bytes a feature and 20 KB. On GPUs the
+    candidates too, 12 bytes for each of up to twice as many as neighbours and at least 16, and up to 200 MB
+    beside.
     Precision: exact on every backend: products only sort out pairs that cannot be near, by a bound on their
     rounding; what is left is decided by differences in float64, also far from the origin and among
     duplicates. Squared distances beyond float64 are infinite, and no neighbours.

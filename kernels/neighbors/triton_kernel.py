@@ -21,7 +21,7 @@ from fastdc.kernels.neighbors.points import METRICS, distances_of, is_finite_row
 from fastdc.kernels.neighbors.reference import largest_key
 from fastdc.kernels.neighbors.rescore import CHUNK_BYTES, best_keys
 
-MOST_PLACES = 64  # candidates that one launch keeps for a query
+MOST_PLACES = {4: 64, 8: 32}  # candidates that one launch keeps for a query, by the bytes of a score
 UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 TINY = {torch.float32: 1e-37, torch.float64: 1e-300}
 REDUCED = ("tf32", "bf16")  # precisions that may miss a neighbour
@@ -49,11 +49,16 @@ class Scores(NamedTuple):
     scale: float
 
 
-def launch(places: int, itemsize: int, precision: str) -> Launch:
-    """Launch choices from the places a query has, the bytes of a number, and the precision of products."""
+def launch(itemsize: int, precision: str) -> Launch:
+    """Launch choices of the search for candidates, from the bytes of a score and the precision of products."""
     if itemsize == 8:
-        return Launch(16, 32, 16, 4)
-    return Launch(64 if places <= 16 else 32, 32 if precision == "ieee" else 64, 16, 4)
+        return Launch(16, 16, 16, 4)
+    return Launch(64, 16 if precision == "ieee" else 32, 16, 4)
+
+
+def launch_within(itemsize: int) -> Launch:
+    """The same of the search within a radius, where places are counted in int64."""
+    return Launch(32, 32, 16, 4) if itemsize == 4 else Launch(16, 32, 16, 4)
 
 
 def knn(x: Tensor, queries: Tensor | None, n_neighbors: int, metric: str, precision: str) -> tuple[Tensor, Tensor]:
@@ -155,7 +160,7 @@ def _margins(keys: Tensor, scores: Scores, metric: str, precision: str) -> Tenso
 
 def _candidates(scores: Scores, own: Tensor, wanted: int, precision: str) -> tuple[Tensor, Tensor]:
     """At least ``wanted`` points of least score for each query, where there are so many: scores and indices."""
-    options = {"METRIC": 0, "EXACT": False, "PRECISION": "ieee" if precision == "bf16" else precision}
+    options = {"METRIC": 0, "EXACT": False, "PRECISION": "tf32" if precision == "bf16" else precision}
     return _launches(scores.queries, scores.points, scores.offsets, own, wanted, options, precision == "bf16")
 
 
@@ -169,9 +174,9 @@ def _launches(
 ) -> tuple[Tensor, Tensor]:
     """As many launches as ``wanted`` takes, each beyond the last point of the one before."""
     (m, d), n = rows.shape, len(points)
-    places = min(MOST_PLACES, max(16, triton.next_power_of_2(wanted)))
     dtype = torch.float64 if options["EXACT"] else rows.dtype
-    choice = launch(places, dtype.itemsize, options["PRECISION"])
+    places = min(MOST_PLACES[dtype.itemsize], max(16, triton.next_power_of_2(wanted)))
+    choice = launch(dtype.itemsize, options["PRECISION"])
     scores, indices = [], []
     floor, floor_index = torch.empty(1, dtype=dtype, device=rows.device), own
     for number in range(triton.cdiv(wanted, places)):
@@ -210,7 +215,7 @@ def _within(
 ) -> None:
     """Without ``indices`` count into ``counts``; with them fill in, each row from where ``counts`` says."""
     (m, d), n = scores.queries.shape, len(scores.points)
-    choice = launch(16, scores.points.dtype.itemsize, precision)
+    choice = launch_within(scores.points.dtype.itemsize)
     with torch.cuda.device_of(bounds):
         tiles._within_kernel[(triton.cdiv(m, choice.block_m),)](
             scores.queries,

@@ -92,7 +92,7 @@ def _candidates_kernel(
     own = tl.load(own_ptr + offs_m, mask_m, -1)
     places = tl.arange(0, PLACES)
     best = tl.full([BLOCK_M, PLACES], infinity, dtype)
-    indices = tl.zeros([BLOCK_M, PLACES], tl.int32) + (FREE - places)[None, :]
+    indices = tl.full([BLOCK_M, PLACES], FREE, tl.int32) - places[None, :]
     worst = tl.where(mask_m, infinity, -infinity).to(dtype)
     if HAS_FLOOR:
         floor = tl.load(floor_scores_ptr + offs_m, mask_m, infinity)[:, None]
