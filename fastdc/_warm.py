@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdc import metrics
-from fastdc.kernels import OPS, contingency, kmeans, mutual_information, sinkhorn, student_t
-from fastdc.kernels import OPS, contingency, kmeans, neighbors, sinkhorn, student_t
+from fastdc.kernels import OPS, contingency, kmeans, mutual_information, neighbors, sinkhorn, student_t
 
 SHAPES = ((300, 2, 3), (300, 96, 130))  # n_samples, n_features, n_clusters: within one tile, and beyond
 DTYPES = (torch.float32, torch.float64)  # half precision runs in the kernels of float32
