@@ -69,12 +69,8 @@ def cross_compile(
         registers = _numbers(r"REG:(\d+)", usage)
         spills = [0]
         if any(_numbers(r"(?:STACK|LOCAL):(\d+)", usage)):  # a stack may hold other things than spilled registers
-            assembler = "ptxas-blackwell" if TARGETS[chip][1] >= 100 else "ptxas"
-            architecture = re.findall(r"\.target\s+(\w+)", assembly)[0]
-            report = _run_on(
-                assembly.encode(), assembler, "-v", f"--gpu-name={architecture}", "--output-file=/dev/null"
-            )
-            spills = _numbers(r"(\d+) bytes spill stores", report)
+            code = _run_on(compiled.asm["cubin"], "nvdisasm")
+            spills = [int(bits or 32) // 8 for bits in re.findall(r"\bSTL(?:\.(64|128))?\b", code)]
     return Compiled(max(registers), sum(spills), compiled.metadata.shared, bool(_MATRIX_INSTRUCTIONS.search(assembly)))
 
 

@@ -320,7 +320,7 @@ def test_approximate_search_finds_most_with_true_distances(algorithm, metric):
     found = knn(x, 10, None, metric, algorithm)
     expected = knn(x, 10, None, metric, "exact")
     same = (found.indices[:, :, None] == expected.indices[:, None, :]).any(2)
-    assert same.float().mean() > 0.75
+    assert same.float().mean() > 0.8
     assert not (found.indices == torch.arange(4000)[:, None]).any()
     there = all_pairs(x, None, metric).gather(1, found.indices.clamp(min=0)) * (-1 if metric == "inner_product" else 1)
     is_found = found.indices >= 0
@@ -367,7 +367,7 @@ def test_one_thread_builds_the_same_graph():
 
 
 def test_auto_is_exact_until_search_takes_minutes():
-    small, large = torch.empty(1000, 8), torch.empty(1, 64).expand(600_000, 64)
+    small, large = torch.empty(1000, 8), torch.empty(1, 64).expand(1_200_000, 64)
     for faiss in (True, False):
         assert choose_algorithm(small, 5, faiss=faiss) == "exact"
     assert choose_algorithm(large, 5, faiss=True) == "hnsw"
@@ -377,9 +377,9 @@ def test_auto_is_exact_until_search_takes_minutes():
 
 
 def test_explain_gives_one_reasoned_row_an_algorithm():
-    small, large = torch.empty(1000, 8), torch.empty(1, 64).expand(600_000, 64)
+    small, large = torch.empty(1000, 8), torch.empty(1, 64).expand(1_200_000, 64)
     assert [(r.algorithm, r.chosen, r.reason) for r in explain_algorithms(small, faiss=True)] == [
-        ("exact", True, "exact search takes at most 2^44 products of numbers"),
+        ("exact", True, "exact search takes at most 2^46 products of numbers"),
         ("faiss", False, "'exact' is faster here"),
         ("hnsw", False, "'auto' takes 'exact' at this size"),
         ("ivf", False, "'auto' takes 'exact' at this size"),
@@ -387,7 +387,7 @@ def test_explain_gives_one_reasoned_row_an_algorithm():
     assert [(r.chosen, r.reason) for r in explain_algorithms(large, faiss=True)] == [
         (False, "'auto' takes 'hnsw' at this size"),
         (False, "'auto' takes 'hnsw' at this size"),
-        (True, "exact search takes more than 2^44 products of numbers; approximate, distances are true"),
+        (True, "exact search takes more than 2^46 products of numbers; approximate, distances are true"),
         (False, "'auto' takes 'hnsw' at this size"),
     ]
     forced = explain_algorithms(small, algorithm="ivf", faiss=True)

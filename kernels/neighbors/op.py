@@ -73,8 +73,8 @@ def knn(
         Under cosine a row of zeros is at distance 1 from every row.
     algorithm : {"auto", "exact", "faiss", "hnsw", "ivf"}
         "exact" is our own kernel. The others are FAISS's (an optional package): "faiss" compares all pairs by
-        float32 products, "hnsw" and "ivf" are approximate. "auto" takes "exact" up to 2^44 products of
-        numbers, and "hnsw" beyond; see :func:`explain_algorithms`.
+        float32 products, "hnsw" and "ivf" are approximate. "auto" takes "exact" up to 2^46 products of
+        numbers (a million points of 64 features), and "hnsw" beyond; see :func:`explain_algorithms`.
     check_finite : bool
         Raise ValueError where x or queries hold NaN or infinity. FAISS's algorithms always do.
     backend : {None, "reference", "numba", "triton"}
@@ -98,13 +98,17 @@ def knn(
     ``(queries[:, None] - x[indices]).norm(dim=2)``.
     Non-finite rows: neighbours of nobody; as queries they have the indices -1 and distances NaN. Where fewer
     points are finite than wanted, the last indices are -1 and their distances infinite.
-    Memory: the results, 8 bytes more for each of them, and a copy of x and queries (two where they are not
-    contiguous in the working dtype, or under cosine); per thread 340 bytes a feature and 20 KB. On GPUs the
-    candidates too, 12 bytes for each of up to twice as many as neighbours and at least 16, and up to 200 MB
-    beside.
+    Memory: the results, 8 bytes more for each of them, 9 bytes a row, and a copy of x and queries (two where they
+    are not contiguous in the working dtype, three under cosine); per thread 340 bytes a feature and 20 KB. Measured
+    for 50,000 points of 64 features, 15 neighbours, 2 threads: 19 MB beside results of 9 MB. FAISS's algorithms:
+    their index, the candidates (8 bytes each), and up to 256 MB while these are measured. On GPUs the candidates too,
+    12 bytes for each of up to twice as many as neighbours and at least 16, and up to 200 MB beside.
     Precision: exact on every backend: products only sort out pairs that cannot be near, by a bound on their
     rounding; what is left is decided by differences in float64, also far from the origin and among
     duplicates. Squared distances beyond float64 are infinite, and no neighbours.
+    Recall: of the 10 nearest of 20,000 standard normal points "hnsw" finds 0.998 with 16 features and 0.91 with
+    64, "ivf" 0.92 to 0.98 and 0.64 to 0.67 (least under inner_product). Such points have no clusters, and are
+    the hardest; measure yours against "exact" for a few queries.
     Determinism: "exact" gives the same bits for any number of threads. "hnsw" is built by several threads in
     no fixed order; with ``torch.use_deterministic_algorithms(True)`` one thread builds it.
     Limits: tested to 100,003 features and to every number of neighbours; "faiss" on a GPU finds fewer than 2,048.

@@ -16,7 +16,7 @@ from fastdc.kernels.neighbors.rescore import best_of
 
 LINKS, BUILD_BEAM, SEARCH_BEAM = 32, 100, 64  # of the graph of hnsw
 LEAST_A_LIST = 39  # points that faiss wants for each list of ivf
-LEAST_PROBES, PROBED_SHARE = 8, 16
+LEAST_PROBES, PROBED_SHARE = 16, 8  # lists of ivf that a query looks into: one in eight, 16 at least
 
 
 def knn_faiss(

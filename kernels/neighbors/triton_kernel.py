@@ -22,6 +22,7 @@ from fastdc.kernels.neighbors.reference import largest_key
 from fastdc.kernels.neighbors.rescore import CHUNK_BYTES, best_keys
 
 MOST_PLACES = {4: 64, 8: 32}  # candidates that one launch keeps for a query, by the bytes of a score
+ALL_REGISTERS = {} if torch.version.hip else {"maxnreg": 255}  # else ptxas stores some to fit one more program
 UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 TINY = {torch.float32: 1e-37, torch.float64: 1e-300}
 REDUCED = ("tf32", "bf16")  # precisions that may miss a neighbour
@@ -204,6 +205,7 @@ def _launches(
                 PLACES=places,
                 num_warps=choice.num_warps,
                 num_stages=1,
+                **ALL_REGISTERS,
             )
         floor = scores[-1].amax(dim=1)
         floor_index = torch.where(scores[-1] == floor[:, None], indices[-1], -1).amax(dim=1)
@@ -237,4 +239,5 @@ def _within(
             BLOCK_D=choice.block_d,
             num_warps=choice.num_warps,
             num_stages=1,
+            **ALL_REGISTERS,
         )
