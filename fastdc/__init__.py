@@ -25,8 +25,10 @@ _HOME = {  # public name -> the module that defines it
     "kmeans_plusplus": "fastdc.kernels.kmeans",
     "kmeans_step": "fastdc.kernels.kmeans",
     "knn": "fastdc.kernels.neighbors",
+    "knn_graph": "fastdc.neighbors",
     "label_map": "fastdc.metrics",
     "marginal_entropy": "fastdc.kernels.mutual_information",
+    "mine_neighbors": "fastdc.neighbors",
     "nearest_center": "fastdc.kernels.kmeans",
     "normalized_mutual_info": "fastdc.metrics",
     "purity": "fastdc.metrics",
@@ -62,8 +64,10 @@ __all__ = [
     "kmeans_plusplus",
     "kmeans_step",
     "knn",
+    "knn_graph",
     "label_map",
     "marginal_entropy",
+    "mine_neighbors",
     "nearest_center",
     "normalized_mutual_info",
     "purity",
@@ -123,3 +127,4 @@ if TYPE_CHECKING:
         normalized_mutual_info,
         purity,
     )
+    from fastdc.neighbors import knn_graph, mine_neighbors
