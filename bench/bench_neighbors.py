@@ -13,8 +13,13 @@ from bench._harness import Bench, Cost, Inputs, Provider, Rows
 
 NEIGHBORS = 15
 CHECKED = 200  # queries whose neighbours are known in float64
-SHAPES = [{"n": 50_000, "m": 0, "d": 64}, {"n": 50_000, "m": 0, "d": 10}, {"n": 100_000, "m": 10_000, "d": 128}]
-TINY = {"n": 300, "m": 0, "d": 5}  # m = 0: the points themselves are the queries
+SHAPES = [  # m = 0: the points themselves are the queries
+    {"n": 50_000, "m": 0, "d": 64},
+    {"n": 50_000, "m": 50_000, "d": 64},
+    {"n": 50_000, "m": 0, "d": 10},
+    {"n": 100_000, "m": 10_000, "d": 128},
+]
+TINY = {"n": 300, "m": 0, "d": 5}
 APART = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 1e-3, torch.bfloat16: 1e-3}
 
 

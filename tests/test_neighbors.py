@@ -1,4 +1,4 @@
-"""The neighbors room on CPUs; Triton's kernels have a file of their own."""
+"""Exact search on CPUs; FAISS, graphs and Triton's kernels have files of their own."""
 
 import inspect
 import re
@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastdc.kernels import BackendError
-from fastdc.kernels.neighbors import custom_ops, explain_algorithms, knn, numba_kernel, radius_neighbors
-from fastdc.kernels.neighbors.choice import choose_algorithm
+from fastdc.kernels.neighbors import custom_ops, knn, numba_kernel, radius_neighbors
 from tests.neighbors_cases import DTYPES, METRICS, all_pairs, assert_finds, exact_knn, make_points
 
 BACKENDS = ["reference", "numba"]
 SHAPES = [(2, 1, 1), (5, 3, 4), (64, 60, 2), (65, 61, 17), (700, 130, 33), (130, 700, 5)]  # points, queries, features
-APPROXIMATE = ["faiss", "hnsw", "ivf"]
 
 # --- cases by hand and by independent formulas
 
@@ -50,7 +47,7 @@ def test_matches_float64(backend, dtype, metric, shape):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_every_other_point_in_order(backend, metric):
+def test_T35_every_other_point_in_order(backend, metric):
     x = make_points(150, 6)
     for k, queries in ((149, None), (150, x[:9].clone())):
         assert_finds(knn(x, k, queries, metric, backend=backend), x, k, queries, metric)
@@ -86,7 +83,7 @@ def test_numba_is_the_reference_to_the_last_index(n):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_any_strides(backend):
+def test_T20_any_strides(backend):
     wide = make_points(260, 24)
     views = (wide[::2, ::3], wide[:, :8].flip(0), wide.T.contiguous().T[:, 5:])
     for x in views:
@@ -103,7 +100,7 @@ def test_T35_more_neighbours_than_faiss_finds_on_gpus(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_many_features(backend):
+def test_T14_many_features(backend):
     x = make_points(20, 100_003)
     for metric in METRICS:
         assert_finds(knn(x, 5, None, metric, backend=backend), x, 5, None, metric)
@@ -114,7 +111,7 @@ def test_many_features(backend):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ties_go_to_the_lowest_index(backend, metric):
+def test_T19_ties_go_to_the_lowest_index(backend, metric):
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(0, 3, (900, 2), generator=generator).float() * 2 - 2
     x = x[x.abs().sum(1) > 0]  # squares and products are exact, directions few
@@ -126,7 +123,7 @@ def test_ties_go_to_the_lowest_index(backend, metric):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_point_is_no_neighbour_of_itself_but_its_copies_are(backend):
+def test_T35_a_point_is_no_neighbour_of_itself_but_its_copies_are(backend):
     base = make_points(40, 7)
     x = torch.cat([base, base, base])
     found = knn(x, 2, backend=backend)
@@ -140,7 +137,7 @@ def test_a_point_is_no_neighbour_of_itself_but_its_copies_are(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_all_rows_equal(backend):
+def test_T06_all_rows_equal(backend):
     x = torch.full((200, 5), 0.1)
     found = knn(x, 3, backend=backend)
     assert found.indices[[0, 1, 2, 3, 199]].tolist() == [[1, 2, 3], [0, 2, 3], [0, 1, 3], [0, 1, 2], [0, 1, 2]]
@@ -152,7 +149,7 @@ def test_all_rows_equal(backend):
 
 @pytest.mark.parametrize("offset", [1e4, -1e6])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_far_from_the_origin(backend, offset):
+def test_T15_far_from_the_origin(backend, offset):
     x = make_points(500, 10) + offset
     queries = make_points(90, 10, seed=1) + offset
     for given in (None, queries):
@@ -164,7 +161,7 @@ def test_far_from_the_origin(backend, offset):
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e18, 1e30])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_very_small_and_very_large(backend, scale):
+def test_T05_very_small_and_very_large(backend, scale):
     x = (make_points(200, 6).double() * scale).float()
     for metric in ("euclidean", "cosine"):
         expected = knn(x.double() / scale, 5, None, metric, backend="reference")
@@ -185,7 +182,7 @@ def test_two_clusters_far_apart_keep_their_neighbours(backend):
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_rows_that_are_not_finite(backend, metric):
+def test_T03_rows_that_are_not_finite(backend, metric):
     x = make_points(100, 3)
     clean = torch.ones(100, dtype=torch.bool)
     x[7, 1], x[50, 0], x[99] = torch.nan, torch.inf, -torch.inf
@@ -204,12 +201,44 @@ def test_rows_that_are_not_finite(backend, metric):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_row_of_zeros_is_at_cosine_distance_one(backend):
+def test_T18_a_row_of_zeros_is_at_cosine_distance_one(backend):
     x = torch.cat([torch.zeros(2, 3), make_points(20, 3).abs()])
     found = knn(x, 3, None, "cosine", backend=backend)
     assert torch.equal(found.distances[:2], torch.ones(2, 3))
     assert found.indices[:2].tolist() == [[1, 2, 3], [0, 2, 3]]
     assert (found.indices[2:] > 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_T16_half_precision_whose_squares_have_no_room(backend, dtype):
+    x = make_points(150, 20, dtype) * 200  # squared norms of a million
+    for metric in METRICS:
+        found, expected = (knn(rows, 6, None, metric, backend=backend) for rows in (x, x.float()))
+        assert torch.equal(found.indices, expected.indices)
+        assert torch.equal(found.distances, expected.distances)
+        assert found.distances.isfinite().all()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_T13_one_row(backend, metric):
+    x, queries = torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 4.0], [6.0, 8.0]])
+    found = knn(x, 1, queries, metric, backend=backend)
+    assert found.indices.tolist() == [[0], [0]]
+    assert found.distances.tolist() == {"euclidean": [[0], [5]], "cosine": [[0], [0]]}.get(metric, [[25], [50]])
+    if metric != "inner_product":
+        alone = radius_neighbors(x, 1.0, None, metric, backend=backend)
+        assert (alone.indptr.tolist(), alone.indices.tolist()) == ([0, 0], [])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_T05_all_zeros(backend):
+    x = torch.zeros(70, 3)
+    for metric, distance in (("euclidean", 0.0), ("cosine", 1.0), ("inner_product", 0.0)):
+        found = knn(x, 2, None, metric, backend=backend)
+        assert torch.equal(found.distances, torch.full((70, 2), distance))
+        assert found.indices[[0, 1, 69]].tolist() == [[1, 2], [0, 2], [0, 1]]
 
 
 # --- within a radius
@@ -279,7 +308,7 @@ def test_every_pair_of_blocks_meets_once(n_blocks):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_results_are_detached(backend):
+def test_T25_results_are_detached(backend):
     x = make_points(20, 3).requires_grad_()
     assert not knn(x, 2, backend=backend).distances.requires_grad
     assert not radius_neighbors(x, 1.0, x, backend=backend).distances.requires_grad
@@ -298,116 +327,6 @@ def test_opcheck_and_one_graph():
             assert torch.equal(got, expected)
 
 
-# --- the choice of algorithm, and faiss
-
-
-@pytest.mark.peers("faiss")
-@pytest.mark.parametrize("metric", METRICS)
-def test_faiss_is_exact_search(metric):
-    x, queries = make_points(600, 20), make_points(100, 20, seed=1)
-    for given in (None, queries):
-        expected = knn(x, 9, given, metric, "exact")
-        found = knn(x, 9, given, metric, "faiss")
-        assert torch.equal(found.indices, expected.indices)
-        assert torch.allclose(found.distances, expected.distances, rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.peers("faiss")
-@pytest.mark.parametrize("algorithm", ["hnsw", "ivf"])
-@pytest.mark.parametrize("metric", METRICS)
-def test_approximate_search_finds_most_with_true_distances(algorithm, metric):
-    x = make_points(4000, 8)
-    found = knn(x, 10, None, metric, algorithm)
-    expected = knn(x, 10, None, metric, "exact")
-    same = (found.indices[:, :, None] == expected.indices[:, None, :]).any(2)
-    assert same.float().mean() > 0.8
-    assert not (found.indices == torch.arange(4000)[:, None]).any()
-    there = all_pairs(x, None, metric).gather(1, found.indices.clamp(min=0)) * (-1 if metric == "inner_product" else 1)
-    is_found = found.indices >= 0
-    assert torch.allclose(found.distances.double()[is_found], there[is_found], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.peers("faiss")
-def test_faiss_keeps_duplicates_and_leaves_threads_as_they_were():
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    x = make_points(30, 4).repeat(3, 1)
-    found = knn(x, 2, algorithm="faiss")
-    assert torch.equal(found.distances, torch.zeros(90, 2))
-    assert not (found.indices == torch.arange(90)[:, None]).any()
-    assert faiss.omp_get_max_threads() == before
-
-
-@pytest.mark.gpu
-@pytest.mark.peers("faiss")
-def test_faiss_on_the_gpu():
-    import faiss
-
-    if not hasattr(faiss, "StandardGpuResources"):
-        pytest.skip("this faiss has no GPU part")
-    x = make_points(600, 20).cuda()
-    found, expected = (knn(x, 9, algorithm=algorithm) for algorithm in ("faiss", "exact"))
-    assert torch.equal(found.indices, expected.indices)
-    with pytest.raises(BackendError, match="faiss finds fewer than 2048 neighbours on GPUs, 2048 are wanted"):
-        choose_algorithm(x, 2048, algorithm="faiss", faiss=True)
-    with pytest.raises(BackendError, match="'ivf' needs CPU tensors; move x with"):
-        choose_algorithm(x, 9, algorithm="ivf", faiss=True)
-
-
-@pytest.mark.peers("faiss")
-def test_one_thread_builds_the_same_graph():
-    x = make_points(2000, 8)
-    torch.use_deterministic_algorithms(True)
-    try:
-        first, second = (knn(x, 5, algorithm="hnsw") for _ in range(2))
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert torch.equal(first.indices, second.indices)
-
-
-def test_auto_is_exact_until_search_takes_minutes():
-    small, large = torch.empty(1000, 8), torch.empty(1, 64).expand(1_200_000, 64)
-    for faiss in (True, False):
-        assert choose_algorithm(small, 5, faiss=faiss) == "exact"
-    assert choose_algorithm(large, 5, faiss=True) == "hnsw"
-    assert choose_algorithm(large, 5, faiss=False) == "exact"
-    assert choose_algorithm(large, 5, large[:1000], faiss=True) == "exact"  # few queries
-    assert choose_algorithm(large.double(), 5, faiss=True) == "exact"
-
-
-def test_explain_gives_one_reasoned_row_an_algorithm():
-    small, large = torch.empty(1000, 8), torch.empty(1, 64).expand(1_200_000, 64)
-    assert [(r.algorithm, r.chosen, r.reason) for r in explain_algorithms(small, faiss=True)] == [
-        ("exact", True, "exact search takes at most 2^46 products of numbers"),
-        ("faiss", False, "'exact' is faster here"),
-        ("hnsw", False, "'auto' takes 'exact' at this size"),
-        ("ivf", False, "'auto' takes 'exact' at this size"),
-    ]
-    assert [(r.chosen, r.reason) for r in explain_algorithms(large, faiss=True)] == [
-        (False, "'auto' takes 'hnsw' at this size"),
-        (False, "'auto' takes 'hnsw' at this size"),
-        (True, "exact search takes more than 2^46 products of numbers; approximate, distances are true"),
-        (False, "'auto' takes 'hnsw' at this size"),
-    ]
-    forced = explain_algorithms(small, algorithm="ivf", faiss=True)
-    assert [(r.chosen, r.reason) for r in forced if r.chosen] == [(True, "asked for")]
-    assert forced[0].reason == "'ivf' is asked for"
-    without = explain_algorithms(small, algorithm="ivf", faiss=False)
-    assert not any(r.chosen for r in without)
-    assert without[3].reason == "faiss does not import; install it with `pip install faiss-cpu`, or use 'exact'"
-
-
-@pytest.mark.parametrize("algorithm", APPROXIMATE)
-def test_an_algorithm_that_cannot_run_says_why(algorithm):
-    x = torch.zeros(10, 2)
-    with pytest.raises(BackendError, match=re.escape(f"knn: algorithm '{algorithm}' cannot run: faiss does not imp")):
-        choose_algorithm(x, 1, algorithm=algorithm, faiss=False)
-    expected = f"knn: algorithm '{algorithm}' cannot run: faiss computes in float32; pass x.float(), or use 'exact'"
-    with pytest.raises(BackendError, match=f"^{re.escape(expected)}$"):
-        choose_algorithm(x, 1, x.double(), algorithm, faiss=True)
-
-
 # --- bad input
 
 X = torch.zeros(4, 3)
@@ -422,6 +341,7 @@ BAD = [
     (dict(n_neighbors=4), ValueError, "n_neighbors must be from 1 to 3, the number of the other rows of x, got 4"),
     (dict(n_neighbors=0), ValueError, "n_neighbors must be from 1 to 3, the number of the other rows of x, got 0"),
     (dict(n_neighbors=5, queries=X), ValueError, "n_neighbors must be from 1 to 4, the number of the rows of x, got"),
+    (dict(x=X[:1]), ValueError, "n_neighbors must be from 1 to 0, the number of the other rows of x, got 1"),
     (dict(n_neighbors=1.0), TypeError, "n_neighbors must be an int, got 1.0"),
     (dict(n_neighbors=True), TypeError, "n_neighbors must be an int, got True"),
     (dict(algorithm="tree"), ValueError, "algorithm must be 'auto' or one of ('exact', 'faiss', 'hnsw', 'ivf'), got"),
@@ -448,12 +368,6 @@ def test_bad_input_is_named(given, error, message):
 def test_bad_radius_is_named(given, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         radius_neighbors(**{"x": X, "radius": 1.0, **given})
-
-
-@pytest.mark.peers("faiss")
-def test_faiss_wants_finite_rows():
-    with pytest.raises(ValueError, match=r"^Input x contains NaN: 12 such entries"):
-        knn(X / 0, 1, algorithm="faiss")
 
 
 def test_the_arguments_people_know():
