@@ -79,8 +79,8 @@ def knn_graph(
     Copies of a point: at distance 0 the weight is 1, whatever the scale; where σ_i σ_j = 0 it is 0 otherwise.
     Precision: weights are computed in float64.
     Determinism: as :func:`knn`; the same bits for any number of threads unless hnsw searches.
-    Memory: O(n_samples n_neighbors), see the test of it: at most 150 bytes an edge of "directed" beside what
-    :func:`knn` takes.
+    Memory: never n x n; at the peak up to 125 bytes for each of the n_samples x n_neighbors pairs, the graph and
+    what :func:`knn` takes included (measured with 200,000 points of 4 features, 15 neighbours).
 
     References
     ----------
