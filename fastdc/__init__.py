@@ -34,6 +34,7 @@ _HOME = {  # public name -> the module that defines it
     "purity": "fastdc.metrics",
     "radius_neighbors": "fastdc.kernels.neighbors",
     "rim_loss": "fastdc.kernels.mutual_information",
+    "silhouette_score": "fastdc.metrics",
     "sinkhorn_assign": "fastdc.kernels.sinkhorn",
     "student_t_assign": "fastdc.kernels.student_t",
     "student_t_statistics": "fastdc.kernels.student_t",
@@ -73,6 +74,7 @@ __all__ = [
     "purity",
     "radius_neighbors",
     "rim_loss",
+    "silhouette_score",
     "sinkhorn_assign",
     "student_t_assign",
     "student_t_statistics",
@@ -126,5 +128,6 @@ if TYPE_CHECKING:
         label_map,
         normalized_mutual_info,
         purity,
+        silhouette_score,
     )
     from fastdc.neighbors import knn_graph, mine_neighbors

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdc import metrics
-from fastdc.kernels import OPS, contingency, kmeans, mutual_information, neighbors, sinkhorn, student_t
+from fastdc.kernels import OPS, contingency, kmeans, mutual_information, neighbors, pairwise, sinkhorn, student_t
 
 SHAPES = ((300, 2, 3), (300, 96, 130))  # n_samples, n_features, n_clusters: within one tile, and beyond
 DTYPES = (torch.float32, torch.float64)  # half precision runs in the kernels of float32
@@ -97,6 +97,10 @@ def _vat_kl(x: Tensor, centers: Tensor) -> None:
     mutual_information.vat_kl(x, (x * 0.9).requires_grad_()).backward()
 
 
+def _halves(x: Tensor) -> Tensor:
+    return torch.arange(len(x)) % 2
+
+
 _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "student_t_assign": _student_t_assign,
     "student_t_statistics": _student_t_statistics,
@@ -115,4 +119,8 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "marginal_entropy": lambda x, centers: mutual_information.marginal_entropy(x.softmax(1)),
     "rim_loss": lambda x, centers: mutual_information.rim_loss(x.clone().requires_grad_()).backward(),
     "vat_kl": _vat_kl,
+    "silhouette_coefficients": lambda x, centers: pairwise.silhouette_coefficients(x, _halves(x), 2),
+    "hardest_pairs": lambda x, centers: pairwise.hardest_pairs(x, _halves(x)),
+    "center_distances": lambda x, centers: pairwise.center_distances(x, centers, _halves(x)),
+    "cluster_dispersion": lambda x, centers: pairwise.cluster_dispersion(x, _halves(x), 2),
 }

@@ -26,6 +26,10 @@ OPS = {  # public op -> its room
     "marginal_entropy": "mutual_information",
     "rim_loss": "mutual_information",
     "vat_kl": "mutual_information",
+    "silhouette_coefficients": "pairwise",
+    "hardest_pairs": "pairwise",
+    "center_distances": "pairwise",
+    "cluster_dispersion": "pairwise",
 }
 
 __all__ = ["OPS", "BackendError", "Choice", "Hardware", "choose", "explain", "use_backend"]

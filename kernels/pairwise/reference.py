@@ -1,0 +1,130 @@
+"""The definitions in plain torch: any device, float64 too. Written to be read, not to be fast.
+
+Byte counts are for n rows, k clusters, d features and s bytes a number.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastdc.kernels._precision import working_dtype
+
+ROWS = 4096  # rows whose differences from their centers are held at a time
+
+
+def pair_dists_reference(x: Tensor) -> Tensor:
+    """|x_i - x_j| of shape (n, n), by differences: nothing cancels."""
+    x = x.to(working_dtype(x))
+    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")  # reads 2 n d s, writes n n s
+
+
+def silhouette_coefficients_reference(x: Tensor, labels: Tensor, n_clusters: int) -> Tensor:
+    """s (n,) in the working dtype."""
+    counts = torch.bincount(labels, minlength=n_clusters)
+    dists = pair_dists_reference(x).double()
+    sums = dists @ torch.nn.functional.one_hot(labels, n_clusters).to(dists)  # reads n n 8, writes n k 8
+    own = torch.arange(n_clusters, device=x.device) == labels[:, None]
+    a = sums[own] / (counts[labels] - 1)
+    means = torch.where(own | (counts == 0), torch.inf, sums / counts)
+    b = means.amin(dim=1)  # reads n k 8
+    s = torch.where((counts[labels] == 1) | (torch.maximum(a, b) == 0), 0.0, (b - a) / torch.maximum(a, b))
+    return s.to(working_dtype(x))
+
+
+def center_distances_reference(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances (n,) to the own center and to the nearest other one."""
+    dtype = working_dtype(x, centers)
+    mode = "donot_use_mm_for_euclid_dist"
+    dists = torch.cdist(x.to(dtype), centers.to(dtype), compute_mode=mode)  # writes n k s
+    own = torch.arange(centers.shape[0], device=x.device) == labels[:, None]
+    return dists[own], torch.where(own, torch.inf, dists).amin(dim=1)  # moves 2 n k s
+
+
+def cluster_dispersion_reference(x: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """counts (k,) int64, centers (k, d), and the sums (k,) of distances and of their squares; float64."""
+    counts = torch.bincount(labels, minlength=n_clusters)
+    sums = torch.zeros(n_clusters, x.shape[1], dtype=torch.float64, device=x.device)
+    for i in range(0, x.shape[0], ROWS):  # reads n d s
+        sums.index_add_(0, labels[i : i + ROWS], x[i : i + ROWS].double())
+    centers = sums / counts.clamp(min=1)[:, None]
+    spread = torch.zeros(n_clusters, 2, dtype=torch.float64, device=x.device)
+    for i in range(0, x.shape[0], ROWS):  # reads n d s
+        spread.index_add_(0, labels[i : i + ROWS], own_spread(x[i : i + ROWS], centers, labels[i : i + ROWS]))
+    return counts, centers, spread[:, 0], spread[:, 1]
+
+
+def own_spread(x: Tensor, centers: Tensor, labels: Tensor) -> Tensor:
+    """(n, 2): the distance of each row to its own center, and its square; float64."""
+    square = (x.double() - centers[labels]).square().sum(dim=1)
+    return torch.stack([square.sqrt(), square], dim=1)
+
+
+def hardest_pairs_reference(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Indices (n,) of the farthest row of the same label and of the nearest of another, and the distances."""
+    dists = pair_dists_reference(x)
+    same = labels[:, None] == labels
+    itself = torch.eye(len(labels), dtype=torch.bool, device=x.device)
+    far, positive = torch.where(same & ~itself, dists, -1.0).max(dim=1)  # of equals the first
+    near, negative = torch.where(same, torch.inf, dists).min(dim=1)  # moves 2 n n s
+    has_positive, has_negative = (same & ~itself).any(dim=1), (~same).any(dim=1)
+    return (
+        torch.where(has_positive, positive, -1),
+        torch.where(has_negative, negative, -1),
+        torch.where(has_positive, far, 0.0),
+        near,
+    )
+
+
+# --- losses
+
+
+def pairwise_bce_reference(f: Tensor, labels: Tensor | None, upper: float, lower: float, eps: float) -> Tensor:
+    """Mean over the selected pairs; f (n, k) as it is."""
+    g = f @ f.T  # writes n n s
+    if labels is None:
+        positive, negative = g >= upper, ~(g >= lower)  # NaN is negative, so that it shows
+    else:
+        known = (labels >= 0) & (labels[:, None] >= 0)
+        same = labels == labels[:, None]
+        positive, negative = known & same, known & ~same
+    other = ~torch.eye(len(f), dtype=torch.bool, device=f.device)
+    positive, negative = positive & other, negative & other
+    g = g.clamp(0.0, 1.0)
+    term = torch.where(positive, g, 1.0 - g) + eps  # moves 8 n n s, this line and the next
+    total = torch.where(positive | negative, -torch.log(term), 0.0).sum()
+    return total / (positive | negative).sum().clamp(min=1)
+
+
+def sq_dists_reference(x: Tensor) -> Tensor:
+    """|x_i - x_j|^2 of shape (n, n), by differences."""
+    return (x[:, None, :] - x[None, :, :]).square().sum(dim=2)  # writes n n d s
+
+
+def soft_nearest_neighbor_loss_reference(x: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    x = x.to(working_dtype(x))
+    scores = -sq_dists_reference(x) / temperature
+    other = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    same = (labels == labels[:, None]) & other
+    valid = same.any(dim=1)
+    # rows without a neighbour of their class are filled with anything finite, and left out below
+    log_all = torch.where(other | ~valid[:, None], scores, -torch.inf).logsumexp(dim=1)  # moves 4 n n s
+    log_same = torch.where(same | ~valid[:, None], scores, -torch.inf).logsumexp(dim=1)  # moves 4 n n s
+    return torch.where(valid, log_all - log_same, 0.0).sum() / valid.sum().clamp(min=1)
+
+
+def batch_all_reference(x: Tensor, labels: Tensor, margin: float, nonzero: bool) -> Tensor:
+    """Mean over all triplets (or those above zero) of [margin + |a - p| - |a - n|]_+; writes n n n s."""
+    dists = safe_root(sq_dists_reference(x.to(working_dtype(x))))
+    same = labels == labels[:, None]
+    positive = same & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    terms = margin + dists[:, :, None] - dists[:, None, :]
+    wanted = positive[:, :, None] & ~same[:, None, :]
+    counted = wanted & (dists[:, :, None] > dists[:, None, :] - margin) if nonzero else wanted
+    return torch.where(wanted, terms.relu(), 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def safe_root(square: Tensor) -> Tensor:
+    """The square root, whose gradient at zero is zero."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), square)

@@ -1,0 +1,113 @@
+"""Triton kernels over all pairs of rows. Points come as ``_triton_tile.py`` wants them."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastdc.kernels._triton_tile import sq_dist_tile
+
+RUNTIME = ["N", "K"]  # one compilation serves every number of rows and centers
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def _silhouette_kernel(
+    x_ptr, stride_xn, stride_xd, shifted_ptr, labels_ptr, offsets_ptr, out_ptr, N, K, D,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Silhouettes of BLOCK_N rows of x, sorted by label; cluster c of K begins at row offsets[c].
+
+    shifted: of each cluster in turn its rows less their mean, and the mean.
+    """
+    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < N
+    label = tl.load(labels_ptr + offs_n, mask=mask_n, other=-1)
+    own = tl.full([BLOCK_N], -1.0, tl.float64)
+    other = tl.full([BLOCK_N], float("inf"), tl.float64)
+    for c in range(0, K):
+        first = tl.load(offsets_ptr + c)
+        count = tl.load(offsets_ptr + c + 1) - first
+        total = tl.zeros([BLOCK_N], tl.float64)
+        for start in range(0, count, BLOCK_K):
+            offs_k = start + tl.arange(0, BLOCK_K).to(tl.int64)
+            sq_dists, _ = sq_dist_tile(
+                x_ptr, stride_xn, stride_xd, x_ptr + first * stride_xn, stride_xn, stride_xd,
+                shifted_ptr + (first + c) * D, offs_n, offs_k, N, count, D, ACC, PRECISION, BLOCK_D,
+            )  # fmt: skip
+            inside = mask_n[:, None] & (offs_k < count)[None, :]
+            total += tl.sum(tl.sqrt(tl.where(inside, sq_dists, 0.0)), axis=1).to(tl.float64)
+        is_own = label == c
+        own = tl.where(is_own & (count > 1), total / tl.maximum(count - 1, 1), own)
+        mean = total / tl.maximum(count, 1)
+        closer = (is_own == 0) & (count > 0) & ((mean < other) | (mean != mean))
+        other = tl.where(closer, mean, other)
+    largest = tl.where(own > other, own, other)
+    s = tl.where((own == -1.0) | (largest == 0.0), 0.0, (other - own) / tl.where(largest == 0.0, 1.0, largest))
+    tl.store(out_ptr + offs_n, s.to(ACC), mask=mask_n)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def _hardest_pairs_kernel(
+    x_ptr, stride_xn, stride_xd, shifted_ptr, labels_ptr, positive_ptr, negative_ptr, far_ptr, near_ptr, N, D,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Of BLOCK_N rows the farthest of the same label and the nearest of another, of equals the first."""
+    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < N
+    label = tl.load(labels_ptr + offs_n, mask=mask_n, other=-1)
+    far = tl.full([BLOCK_N], -1.0, ACC)
+    near = tl.full([BLOCK_N], float("inf"), ACC)
+    positive = tl.full([BLOCK_N], -1, tl.int64)
+    negative = tl.full([BLOCK_N], -1, tl.int64)
+    columns = tl.arange(0, BLOCK_K)
+    for start in range(0, N, BLOCK_K):
+        offs_k = start + columns.to(tl.int64)
+        mask_k = offs_k < N
+        sq_dists, _ = sq_dist_tile(
+            x_ptr, stride_xn, stride_xd, x_ptr, stride_xn, stride_xd, shifted_ptr, offs_n, offs_k, N, N, D,
+            ACC, PRECISION, BLOCK_D,
+        )  # fmt: skip
+        same = label[:, None] == tl.load(labels_ptr + offs_k, mask=mask_k, other=-1)[None, :]
+        other = offs_n[:, None] != offs_k[None, :]
+        positives = tl.where(same & other & mask_k[None, :] & (sq_dists == sq_dists), sq_dists, -1.0)
+        tile_far, index = tl.max(positives, 1, return_indices=True, return_indices_tie_break_left=True)
+        positive = tl.where(tile_far > far, start + index, positive)
+        far = tl.maximum(far, tile_far)
+        wanted = (same == 0) & mask_k[None, :]
+        negatives = tl.where(wanted & (sq_dists == sq_dists), sq_dists, float("inf"))
+        tile_near, index = tl.min(negatives, 1, return_indices=True, return_indices_tie_break_left=True)
+        # the first wanted one too where all are infinitely far
+        first = tl.min(tl.where(wanted, columns[None, :], BLOCK_K), axis=1)
+        some = tl.where(tile_near < float("inf"), index, first)
+        nearer = (tile_near < near) | ((negative < 0) & (first < BLOCK_K))
+        negative = tl.where(nearer, start + some, negative)
+        near = tl.minimum(near, tile_near)
+    tl.store(positive_ptr + offs_n, positive, mask=mask_n)
+    tl.store(negative_ptr + offs_n, negative, mask=mask_n)
+    tl.store(far_ptr + offs_n, tl.sqrt(tl.maximum(far, 0.0)), mask=mask_n)
+    tl.store(near_ptr + offs_n, tl.sqrt(near), mask=mask_n)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def _center_distances_kernel(
+    x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd, shifted_ptr, labels_ptr, own_ptr, other_ptr, N, K, D,
+    ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Distances of BLOCK_N rows to their own center and to the nearest other one."""
+    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < N
+    label = tl.load(labels_ptr + offs_n, mask=mask_n, other=-1)
+    own = tl.zeros([BLOCK_N], ACC)
+    other = tl.full([BLOCK_N], float("inf"), ACC)
+    for start in range(0, K, BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K).to(tl.int64)
+        sq_dists, _ = sq_dist_tile(
+            x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd, shifted_ptr, offs_n, offs_k, N, K, D,
+            ACC, PRECISION, BLOCK_D,
+        )  # fmt: skip
+        mine = label[:, None] == offs_k[None, :]
+        own += tl.sum(tl.where(mine, sq_dists, 0.0), axis=1)
+        rest = (offs_k < K)[None, :] & (mine == 0)
+        other = tl.minimum(other, tl.min(tl.where(rest, sq_dists, float("inf")), axis=1))
+    tl.store(own_ptr + offs_n, tl.sqrt(own), mask=mask_n)
+    tl.store(other_ptr + offs_n, tl.sqrt(other), mask=mask_n)

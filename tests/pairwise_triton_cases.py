@@ -1,0 +1,121 @@
+"""Values of the GPU kernels of the pairwise room; run by ``test_pairwise_triton.py`` in a process of its own."""
+
+import math
+import os
+
+import pytest
+import torch
+
+from fastdc.kernels import pairwise
+from fastdc.kernels._accuracy import relative_error
+from fastdc.kernels.pairwise import triton_kernel
+from tests.pairwise_cases import make_clusters, working
+
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+SHAPES = [(70, 3, 4), (150, 20, 3)]  # rows, features, clusters: by differences, and by product where that is asked for
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
+
+# the interpreter's numpy warns where a GPU is silent: infinity less infinity
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+
+
+@pytest.fixture(params=["ieee", "tf32x3"])
+def precision(request, monkeypatch):
+    """Both forms of the distances; the interpreter would choose the first alone."""
+    monkeypatch.setattr(
+        triton_kernel, "resolve_precision", lambda p, b, x: "ieee" if x.dtype == torch.float64 else request.param
+    )
+    return request.param
+
+
+def name_shape(shape):
+    return "N{}-D{}-K{}".format(*shape)
+
+
+def both(op, *arguments):
+    """The results of the kernel, and of the reference in float64."""
+    moved = [a.to(DEVICE) if isinstance(a, torch.Tensor) else a for a in arguments]
+    got = getattr(pairwise, op)(*moved, backend="triton")
+    wide = [a.double() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in arguments]
+    expected = getattr(pairwise, op)(*wide, backend="reference")
+    if isinstance(got, torch.Tensor):
+        return [(got.cpu(), expected)]
+    return [(g.cpu(), e) for g, e in zip(got, expected)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_shape)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_clusters_match(shape, dtype, precision):
+    x, labels = make_clusters(*shape, dtype)
+    k = shape[2]
+    tolerance = TOLERANCE[working(dtype)]
+    ((s, expected),) = both("silhouette_coefficients", x, labels, k)
+    assert s.dtype == working(dtype)
+    assert relative_error(s, expected) < tolerance
+    for got, expected in both("center_distances", x, x[:k].clone(), labels):
+        assert relative_error(got, expected) < tolerance
+    positive, negative, far, near = both("hardest_pairs", x, labels)
+    assert relative_error(*far) < tolerance
+    assert relative_error(*near) < tolerance
+    if dtype != torch.bfloat16:  # whose coarse coordinates tie
+        assert torch.equal(*positive)
+        assert torch.equal(*negative)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=name_shape)
+def test_dispersion_matches(shape):
+    x, labels = make_clusters(*shape)
+    for got, expected in both("cluster_dispersion", x, labels, shape[2] + 1):
+        assert got.dtype == expected.dtype
+        assert relative_error(got, expected) < 1e-12
+
+
+def test_T42_singletons_empty_clusters_and_equal_rows(precision):
+    x, labels = make_clusters(60, 20, 3)
+    labels[10] = 4
+    ((s, expected),) = both("silhouette_coefficients", x, labels, 5)
+    assert s[10] == 0
+    assert relative_error(s, expected) < 2e-6
+    x[:] = 1.5
+    assert (both("silhouette_coefficients", x, labels, 5)[0][0] == 0).all()
+
+
+def test_T15_far_from_the_origin(precision):
+    x, labels = make_clusters(80, 20, 3, offset=1e6)
+    ((s, expected),) = both("silhouette_coefficients", x, labels, 3)
+    assert relative_error(s, expected) < 2e-6
+    _, _, far, near = both("hardest_pairs", x, labels)
+    assert relative_error(*far) < 2e-6
+    assert relative_error(*near) < 2e-6
+
+
+def test_T19_of_equally_far_rows_the_first():
+    x = torch.zeros(100, 4)
+    x[50:] = 1.0
+    labels = torch.arange(100) // 50
+    for got, expected in both("hardest_pairs", x, labels):
+        assert torch.equal(got.double(), expected.double())
+
+
+def test_no_negatives_and_no_positives():
+    x = torch.randn(5, 3)
+    for labels in (torch.zeros(5, dtype=torch.int64), torch.arange(5)):
+        for got, expected in both("hardest_pairs", x, labels):
+            assert torch.allclose(got.double(), expected.double(), rtol=1e-6)
+
+
+def test_nan_is_not_hidden():
+    x, labels = make_clusters(60, 4, 3)
+    x[50, 2] = math.nan
+    assert both("silhouette_coefficients", x, labels, 3)[0][0].isnan().all()
+
+
+def test_strides():
+    x, labels = make_clusters(60, 20, 3)
+    wide = torch.zeros(120, 40)
+    wide[::2, ::2] = x
+    for op in ("silhouette_coefficients", "hardest_pairs"):
+        arguments = (labels, 3) if op == "silhouette_coefficients" else (labels,)
+        for (a, _), (b, _) in zip(both(op, wide[::2, ::2], *arguments), both(op, x, *arguments)):
+            assert torch.equal(a, b)
