@@ -36,18 +36,18 @@ class Work(NamedTuple):
     label: NDArray  # (64,) int32: its label
     lanes: NDArray  # (8, 64) numbers that a lane keeps
     sums: NDArray  # (4, 64) float64
-    columns: NDArray  # (padded, 64)
+    columns: NDArray  # (padded, 64) the rows in lanes, where they need no distances
+    gradient: NDArray  # (padded, 64)
     rows: NDArray  # (64, d)
 
 
-def prepare_points(raw: NDArray, by_differences: bool | None = None) -> Points:
-    """``by_differences`` None chooses by the number of features; False keeps the points as they are, unshifted."""
+def prepare_points(raw: NDArray, shifts: bool = True) -> Points:
+    """``shifts=False`` keeps points as they are however many features they have: for products, not distances."""
     prepare(raw.dtype)
     n, d = raw.shape
     shift = np.zeros(padded(d), raw.dtype)
-    few = d <= BY_DIFFERENCES if by_differences is None else True
     shifted, sq_norms, sign = raw, np.zeros(n, raw.dtype), 1
-    if not few:
+    if shifts and d > BY_DIFFERENCES:
         mean = raw.mean(axis=0, dtype=np.float64).astype(raw.dtype)
         shift[:d] = np.where(np.isfinite(mean), mean, 0)
         shifted, sign = raw - shift[:d], -1
@@ -68,6 +68,7 @@ def make_work(n_features: int, dtype: np.dtype) -> Work:
         lanes=np.empty((8, LANES), dtype),
         sums=np.empty((4, LANES)),
         columns=np.empty((padded(n_features), LANES), dtype),
+        gradient=np.empty((padded(n_features), LANES), dtype),
         rows=np.empty((LANES, n_features), dtype),
     )
 

@@ -1,0 +1,330 @@
+"""Compiled passes over all pairs for losses: 64 rows stand in lanes and meet all points, a chunk at a time.
+
+Sums over points are in the dtype of the points within a chunk, float64 beyond.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastdc.kernels._lanes import load_columns, store_columns
+from fastdc.kernels._math import exp2, log2
+from fastdc.kernels._numba import jit
+from fastdc.kernels._simd import gemm
+from fastdc.kernels._tile import gradient_tile, load_rows, sq_distance_tile
+from fastdc.kernels._vectors import LANES
+from fastdc.kernels.pairwise.numba_chunks import CHUNK, chunk_of, name_lanes
+
+FARTHEST = 1e38  # an exponent that no pair reaches: where nothing has been met yet
+
+
+# --- pairwise_bce
+
+
+@jit
+def bce_block(points, labels, limits, work, start, stop, totals, grad):
+    """Sums of the losses of rows start … stop with all others, and of the number of selected pairs, into totals.
+
+    limits: upper, lower, eps. grad: sums over points of the loss's derivative times the point; of no rows if it is
+    not wanted.
+    """
+    d = points.raw.shape[1]
+    losses, counted = work.sums[0], work.sums[1]
+    totals[:] = 0.0
+    for first in range(start, stop, LANES):
+        used = min(LANES, stop - first)
+        load_columns(points.raw[first:stop], points.shift, work.columns, work.scratch.corner)
+        if labels is not None:
+            name_lanes(labels, first, stop, work)
+        else:
+            _number_lanes(first, stop, work)
+        losses[:] = 0.0
+        counted[:] = 0.0
+        gradient = work.gradient[:d]
+        gradient[:] = points.raw.dtype.type(0)
+        for at in range(0, points.raw.shape[0], CHUNK):
+            chunk = chunk_of(points, at, min(CHUNK, points.raw.shape[0] - at))
+            tile = work.tile[: chunk.raw.shape[0]]
+            gemm(chunk.raw, work.columns[:d], tile, False)
+            _bce_terms(tile, labels, at, limits, work)
+            for lane in range(LANES):
+                losses[lane] += work.lanes[0, lane]
+                counted[lane] += work.lanes[1, lane]
+            if grad.shape[0] > 0:
+                gemm(chunk.columns, tile, gradient, True)
+        for lane in range(used):
+            totals[0] += losses[lane]
+            totals[1] += counted[lane]
+        if grad.shape[0] > 0:
+            store_columns(gradient, used, grad[first:stop], work.scratch.corner)
+
+
+@jit(inner=True)
+def _number_lanes(first, stop, work):
+    for lane in range(LANES):
+        work.which[lane] = min(first + lane, stop - 1)
+
+
+@jit(inner=True)
+def _bce_terms(tile, labels, at, limits, work):
+    """Similarities become derivatives; their losses, to base 2, and number of selected pairs into two lanes."""
+    total, counted = work.lanes[0], work.lanes[1]
+    zero, one = tile.dtype.type(0), tile.dtype.type(1)
+    upper, lower, eps = limits[0], limits[1], limits[2]
+    total[:] = zero
+    counted[:] = zero
+    for j in range(tile.shape[0]):
+        row, point = tile[j], np.int32(at + j)
+        label = np.int32(0) if labels is None else np.int32(labels[at + j])
+        for lane in range(LANES):
+            g = row[lane]
+            if labels is None:
+                positive, negative = g >= upper, not (g >= lower)
+            else:
+                known = (label >= 0) & (work.label[lane] >= 0)
+                positive, negative = known & (work.label[lane] == label), known & (work.label[lane] != label)
+            selected = (positive | negative) & (work.which[lane] != point)
+            inside = (g >= zero) & (g <= one)
+            g = one if g > one else g
+            g = zero if g < zero else g
+            value = (g if positive else one - g) + eps
+            slope = (-one if positive else one) / value
+            row[lane] = slope if selected & inside else zero
+            total[lane] -= log2(value) if selected else zero
+            counted[lane] += one if selected else zero
+
+
+# --- soft nearest neighbours
+
+
+@jit
+def neighbor_rows_block(points, labels, scale, work, start, stop, rows_out):
+    """Of rows start … stop: rows_out (n, 4) float64: log2 of the sums over all others and over those of the same
+    label of 2^(-scale d^2), the share of other labels in the first, and the loss; NaN where no label is the same.
+    """
+    low_same, low_rest, met_same, met_rest = work.lanes[0], work.lanes[1], work.lanes[2], work.lanes[3]
+    same, rest = work.sums[0], work.sums[1]
+    for first in range(start, stop, LANES):
+        rows = points.raw[first:stop]
+        name_lanes(labels, first, stop, work)
+        low_same[:] = FARTHEST
+        low_rest[:] = FARTHEST
+        same[:] = 0.0
+        rest[:] = 0.0
+        for at in range(0, labels.size, CHUNK):
+            chunk = chunk_of(points, at, min(CHUNK, labels.size - at))
+            if at == 0:
+                load_rows(rows, chunk, work.scratch)
+            tile = work.tile[: chunk.raw.shape[0]]
+            sq_distance_tile(rows, chunk, work.scratch, tile)
+            for lane in range(LANES):
+                met_same[lane], met_rest[lane] = low_same[lane], low_rest[lane]
+            _find_lowest(tile, labels, at, scale, work, met_same, met_rest)
+            for lane in range(LANES):
+                same[lane] *= exp2(met_same[lane] - low_same[lane])
+                rest[lane] *= exp2(met_rest[lane] - low_rest[lane])
+                low_same[lane], low_rest[lane] = met_same[lane], met_rest[lane]
+            _add_powers(tile, labels, at, work, low_same, low_rest)
+            for lane in range(LANES):
+                same[lane] += work.lanes[4, lane]
+                rest[lane] += work.lanes[5, lane]
+        for lane in range(min(LANES, stop - first)):
+            _finish_row(
+                same[lane], rest[lane], np.float64(low_same[lane]), np.float64(low_rest[lane]), rows_out[first + lane]
+            )
+
+
+@jit(inner=True)
+def _find_lowest(tile, labels, at, scale, work, low_same, low_rest):
+    """Squared distances become exponents, infinite for a row and itself; the lowest of each kind."""
+    infinite = tile.dtype.type(np.inf)
+    for j in range(tile.shape[0]):
+        row, point, label = tile[j], np.int32(at + j), np.int32(labels[at + j])
+        for lane in range(LANES):
+            exponent = infinite if work.which[lane] == point else row[lane] * scale
+            row[lane] = exponent
+            is_same = work.label[lane] == label
+            low_same[lane] = exponent if is_same & (exponent < low_same[lane]) else low_same[lane]
+            low_rest[lane] = exponent if (not is_same) & (exponent < low_rest[lane]) else low_rest[lane]
+
+
+@jit(inner=True)
+def _add_powers(tile, labels, at, work, low_same, low_rest):
+    same, rest = work.lanes[4], work.lanes[5]
+    zero = tile.dtype.type(0)
+    same[:] = zero
+    rest[:] = zero
+    for j in range(tile.shape[0]):
+        row, label = tile[j], np.int32(labels[at + j])
+        for lane in range(LANES):
+            is_same = work.label[lane] == label
+            value = exp2((low_same[lane] if is_same else low_rest[lane]) - row[lane])
+            same[lane] += value if is_same else zero
+            rest[lane] += zero if is_same else value
+
+
+@jit(inner=True)
+def _finish_row(same, rest, low_same, low_rest, out):
+    if same == 0.0:
+        out[:] = np.nan
+        return
+    # log2 of the ratio of the two sums
+    log_same = np.log2(same) - low_same
+    ratio = -np.inf if rest == 0.0 else np.log2(rest) - low_rest - log_same
+    if ratio > 60.0:
+        extra, share = ratio, 1.0
+    else:
+        power = 2.0**ratio
+        extra, share = np.log1p(power) / np.log(2.0), power / (1.0 + power)
+    out[0], out[1], out[2], out[3] = log_same + extra, log_same, share, extra * np.log(2.0)
+
+
+@jit
+def neighbor_gradient_block(points, labels, scale, rows_of, work, start, stop, grad):
+    """Sums over points of the loss's derivative by d^2 scale ln 2, of both rows of a pair, times their difference.
+
+    rows_of (4, n): log2 of the sum over all others and over the same label, share of other labels, and weight: 0
+    for rows that are left out.
+    """
+    for first in range(start, stop, LANES):
+        used = min(LANES, stop - first)
+        rows = points.raw[first:stop]
+        name_lanes(labels, first, stop, work)
+        for lane in range(LANES):
+            for i in range(4):
+                work.lanes[i, lane] = rows_of[i, work.which[lane]]
+        total = grad[first:stop]
+        total[:used] = points.raw.dtype.type(0)
+        for at in range(0, labels.size, CHUNK):
+            chunk = chunk_of(points, at, min(CHUNK, labels.size - at))
+            if at == 0:
+                load_rows(rows, chunk, work.scratch)
+            tile = work.tile[: chunk.raw.shape[0]]
+            sq_distance_tile(rows, chunk, work.scratch, tile)
+            _neighbor_weights(tile, labels, at, scale, rows_of, work)
+            gradient_tile(rows, chunk, work.scratch, tile, work.gradient, work.rows[:used], work.rows[:0])
+            for i in range(used):
+                for d in range(total.shape[1]):
+                    total[i, d] += work.rows[i, d]
+
+
+@jit(inner=True)
+def _neighbor_weights(tile, labels, at, scale, rows_of, work):
+    log_all, log_same, share, weight = work.lanes[0], work.lanes[1], work.lanes[2], work.lanes[3]
+    zero, one = tile.dtype.type(0), tile.dtype.type(1)
+    for j in range(tile.shape[0]):
+        row, point, label = tile[j], np.int32(at + j), np.int32(labels[at + j])
+        all_j, same_j, share_j, weight_j = (
+            rows_of[0, at + j],
+            rows_of[1, at + j],
+            rows_of[2, at + j],
+            rows_of[3, at + j],
+        )
+        for lane in range(LANES):
+            exponent = -row[lane] * scale
+            same = work.label[lane] == label
+            mine = exp2(exponent - (log_same[lane] if same else log_all[lane])) * weight[lane]
+            other = exp2(exponent - (same_j if same else all_j)) * weight_j
+            value = mine * (share[lane] if same else -one) + other * (share_j if same else -one)
+            row[lane] = zero if work.which[lane] == point else value
+
+
+# --- all triplets
+
+
+@jit
+def triplets_block(points, labels, margin, work, anchor, start, stop, totals, grad):
+    """Sums over the triplets of anchors start … stop, start a multiple of CHUNK.
+
+    totals: loss, triplets above zero, triplets. grad (n, d): its gradient is added; of no rows if not wanted.
+    anchor: dists (CHUNK, n), ordered (n,), suffix (n + 1,), hits (n + 1,), grad (CHUNK, padded), scratch.
+    """
+    dists, ordered, suffix, hits, grad_anchor = anchor
+    n, d = points.raw.shape
+    totals[:] = 0.0
+    for at in range(start, stop, CHUNK):
+        size = min(CHUNK, stop - at)
+        chunk = chunk_of(points, at, size)
+        tile = work.tile[:size]
+        for first in range(0, n, LANES):
+            used = min(LANES, n - first)
+            load_rows(points.raw[first:], chunk, work.scratch)
+            sq_distance_tile(points.raw[first:], chunk, work.scratch, tile)
+            for j in range(size):
+                for lane in range(used):
+                    dists[j, first + lane] = np.sqrt(tile[j, lane])
+        for j in range(size):
+            _anchor_terms(dists[j], labels, at + j, margin, ordered, suffix, hits, totals)
+        if grad.shape[0] == 0:
+            continue
+        grad_anchor[:size] = points.raw.dtype.type(0)
+        for first in range(0, n, LANES):
+            used = min(LANES, n - first)
+            rows = points.raw[first : first + used]
+            load_rows(rows, chunk, work.scratch)
+            sq_distance_tile(rows, chunk, work.scratch, tile)  # finds the near pairs, whose gradients go by differences
+            for j in range(size):
+                tile[j, :] = points.raw.dtype.type(0)
+                for lane in range(used):
+                    tile[j, lane] = dists[j, first + lane]
+            gradient_tile(rows, chunk, work.scratch, tile, work.gradient, work.rows[:used], grad_anchor[:size])
+            for i in range(used):
+                for e in range(d):
+                    grad[first + i, e] += work.rows[i, e]
+        for j in range(size):
+            for e in range(d):
+                grad[at + j, e] -= grad_anchor[j, e]
+
+
+@jit(inner=True)
+def _anchor_terms(dists, labels, index, margin, ordered, suffix, hits, totals):
+    """Distances (n,) of one anchor become the loss's derivatives by them over the distances.
+
+    Positives are sorted; of each negative a search finds those of them that it makes a triplet above zero with.
+    """
+    n, own = labels.size, labels[index]
+    count = 0
+    for i in range(n):
+        if labels[i] == own and i != index:
+            ordered[count] = dists[i]
+            count += 1
+    dists[index] = 0
+    if count == 0 or count == n - 1:
+        dists[:] = 0
+        return
+    positives = np.sort(ordered[:count])
+    suffix[count] = 0.0
+    hits[:count] = 0
+    for i in range(count - 1, -1, -1):
+        suffix[i] = suffix[i + 1] + positives[i]
+    for i in range(n):
+        if labels[i] == own:
+            continue
+        first = _first_above(positives, dists[i] - margin)
+        above = count - first
+        totals[0] += suffix[first] + above * (np.float64(margin) - np.float64(dists[i]))
+        totals[1] += above
+        if above > 0:
+            hits[first] += 1
+        dists[i] = -above / dists[i] if dists[i] > 0 else 0
+    totals[2] += np.float64(count) * (n - 1 - count)
+    for i in range(1, count):
+        hits[i] += hits[i - 1]
+    for i in range(n):
+        if labels[i] == own and dists[i] > 0:
+            # equal distances share their number of hits: that of the last of them
+            dists[i] = hits[_first_above(positives, dists[i]) - 1] / dists[i]
+
+
+@jit(inner=True)
+def _first_above(ordered, value):
+    """The first place whose number is larger than the value."""
+    low, length = 0, ordered.size
+    while length > 0:
+        half = length // 2
+        if ordered[low + half] > value:
+            length = half
+        else:
+            low += half + 1
+            length -= half + 1
+    return low

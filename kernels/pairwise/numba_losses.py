@@ -1,0 +1,119 @@
+"""CPU kernels of losses over all pairs of rows: launchers. Gradients come in the working dtype."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdc.kernels._lanes import padded
+from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
+from fastdc.kernels._precision import working_dtype
+from fastdc.kernels._rows import as_array, empty, numpy_dtype
+from fastdc.kernels.pairwise import numba_loss_tiles as tiles
+from fastdc.kernels.pairwise.numba_chunks import CHUNK, make_work, prepare_points
+from fastdc.kernels.pairwise.numba_kernel import LARGEST_BLOCK, compact
+
+
+def pairwise_bce(f: Tensor, labels: Tensor | None, limits: list[float], need: bool) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient (n, k), of no rows where not needed. limits: upper, lower, eps."""
+    element = numpy_dtype(f.dtype)
+    n, d = f.shape
+    points = prepare_points(as_array(f, element), shifts=False)
+    numbers = None if labels is None else _known(labels)
+    grad = empty((n if need else 0, d), element)
+    totals = np.zeros(2)
+    block = block_rows(n, largest=LARGEST_BLOCK)
+    works = [(make_work(d, element), np.zeros(2)) for _ in range(n_workers(-(-n // block)))]
+    bounds = np.array(limits, element)
+
+    def work(worker: int, start: int, stop: int) -> None:
+        own, partial = works[worker]
+        tiles.bce_block(points, numbers, bounds, own, start, stop, partial, grad.numpy())
+
+    def commit(worker: int) -> None:
+        totals[:] += works[worker][1]
+
+    run_blocks(n, block, work, commit)
+    count = max(totals[1], 1.0)
+    loss = torch.tensor(totals[0] * math.log(2.0) / count, dtype=f.dtype)
+    return loss, grad.mul_(2.0 / count)
+
+
+def _known(labels: Tensor) -> np.ndarray:
+    """Labels as int32, numbered anew; those below zero are -1."""
+    numbers = labels.unique(return_inverse=True)[1]
+    return torch.where(labels < 0, -1, numbers).to(torch.int32).numpy()
+
+
+def soft_nearest_neighbor_loss(x: Tensor, labels: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor]:
+    """The loss, and its gradient (n, d), of no rows where not needed."""
+    dtype = working_dtype(x)
+    element = numpy_dtype(dtype)
+    n, d = x.shape
+    points, numbers = prepare_points(as_array(x, element)), compact(labels)
+    scale = element.type(1.0 / (math.log(2.0) * temperature))
+    rows = np.empty((n, 4))
+    block = block_rows(n, largest=LARGEST_BLOCK)
+    works = [make_work(d, element) for _ in range(n_workers(-(-n // block)))]
+
+    def measure(worker: int, start: int, stop: int) -> None:
+        tiles.neighbor_rows_block(points, numbers, scale, works[worker], start, stop, rows)
+
+    run_blocks(n, block, measure)
+    found = torch.from_numpy(rows)
+    alone = torch.from_numpy(np.bincount(numbers)[numbers] == 1)
+    count = max(n - int(alone.sum()), 1)
+    loss = (torch.where(alone, 0.0, found[:, 3]).sum() / count).to(dtype)
+    grad = empty((n if need else 0, d), element)
+    if need:
+        found[:, 3] = 1.0
+        rows_of = torch.where(alone[:, None], 0.0, found).T.to(dtype).contiguous().numpy()
+
+        def differentiate(worker: int, start: int, stop: int) -> None:
+            tiles.neighbor_gradient_block(points, numbers, scale, rows_of, works[worker], start, stop, grad.numpy())
+
+        run_blocks(n, block, differentiate)
+        grad.mul_(2.0 / (temperature * count))
+    return loss, grad
+
+
+def batch_all(x: Tensor, labels: Tensor, margin: float, nonzero: bool, need: bool) -> tuple[Tensor, Tensor]:
+    """The mean over all triplets, or those above zero, and its gradient (n, d), of no rows where not needed."""
+    dtype = working_dtype(x)
+    element = numpy_dtype(dtype)
+    n, d = x.shape
+    points, numbers = prepare_points(as_array(x, element)), compact(labels)
+    block = block_rows(n, multiple=CHUNK, largest=4 * CHUNK)
+    shape = (n if need else 0, d)
+    works = [
+        (
+            make_work(d, element),
+            (
+                np.empty((CHUNK, n), element),
+                np.empty(n, element),
+                np.empty(n + 1),
+                np.empty(n + 1, np.int64),
+                np.empty((CHUNK, padded(d)), element),
+            ),
+            np.empty(3),
+            np.zeros(shape, element),
+        )
+        for _ in range(n_workers(-(-n // block)))
+    ]
+    totals, total_grad = np.zeros(3), np.zeros(shape)
+
+    def work(worker: int, start: int, stop: int) -> None:
+        own, anchor, partial, grad = works[worker]
+        grad[:] = 0
+        tiles.triplets_block(points, numbers, element.type(margin), own, anchor, start, stop, partial, grad)
+
+    def commit(worker: int) -> None:
+        totals[:] += works[worker][2]
+        total_grad[:] += works[worker][3]
+
+    run_blocks(n, block, work, commit)
+    count = max(totals[1 if nonzero else 2], 1.0)
+    return torch.tensor(totals[0] / count, dtype=dtype), torch.from_numpy(total_grad / count).to(dtype)
