@@ -98,6 +98,15 @@ def test_T19_of_equally_far_rows_the_first():
         assert torch.equal(got.double(), expected.double())
 
 
+def test_T16_infinitely_far_rows_are_chosen_too():
+    x, labels = torch.tensor([[0.0], [3e30], [1e30], [-2e30]]), torch.tensor([0, 0, 1, 1])
+    positive, negative, far, near = both("hardest_pairs", x, labels)
+    assert positive[0].tolist() == [1, 0, 3, 2]
+    assert negative[0].tolist() == [2, 2, 0, 0]
+    assert (far[0] == math.inf).all()
+    assert (near[0] == math.inf).all()
+
+
 def test_no_negatives_and_no_positives():
     x = torch.randn(5, 3)
     for labels in (torch.zeros(5, dtype=torch.int64), torch.arange(5)):
@@ -108,6 +117,11 @@ def test_no_negatives_and_no_positives():
 def test_nan_is_not_hidden():
     x, labels = make_clusters(60, 4, 3)
     x[50, 2] = math.nan
+    assert both("silhouette_coefficients", x, labels, 3)[0][0].isnan().all()
+    for got, expected in both("hardest_pairs", x, labels):
+        assert torch.allclose(got.double(), expected.double(), rtol=1e-6, equal_nan=True)
+    x[:] = 0.0
+    x[50] = math.nan
     assert both("silhouette_coefficients", x, labels, 3)[0][0].isnan().all()
 
 

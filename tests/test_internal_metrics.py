@@ -110,6 +110,40 @@ def test_T21_simplified_silhouette_of_a_memory_map(tmp_path):
         assert getattr(metrics, name)(mapped, labels) == getattr(metrics, name)(x, labels)
 
 
+@pytest.mark.parametrize("labelled", [True, False])
+def test_silhouette_of_chunks(labelled):
+    x, labels = make_clusters(300, 20, 4)
+    centers = torch.stack([x[labels == c].mean(0) for c in range(4)])
+    labels = labels if labelled else torch.cdist(x, centers).argmin(1)
+    scores = [metrics.StreamingSilhouette(centers.numpy()) for _ in range(3)]
+    for score, part in zip(scores, torch.arange(300).split([100, 199, 1])):
+        score.update(x[part].numpy(), labels[part] if labelled else None)
+    scores[0].merge(*scores[1:])
+    assert scores[0].n_samples == 300
+    assert scores[0].compute() == pytest.approx(metrics.simplified_silhouette(x, labels, centers), rel=1e-14)
+
+
+def test_long_data_are_scored_in_parts(monkeypatch):
+    x, labels = make_clusters(300, 20, 4, torch.float64)
+    expected = metrics.simplified_silhouette(x, labels)
+    monkeypatch.setattr("fastdc.metrics.streaming.ROWS", 70)
+    assert metrics.simplified_silhouette(x, labels) == pytest.approx(expected, rel=1e-14)
+
+
+def test_T42_streaming_silhouette_where_it_is_not_defined():
+    with pytest.raises(ValueError, match="centers must have at least two rows, got 1; one cluster has no other"):
+        metrics.StreamingSilhouette([[1.0]])
+    score = metrics.StreamingSilhouette([[0.0], [1.0]])
+    with pytest.raises(ValueError, match=r"needs at least one chunk of samples; call update\(x\) first"):
+        score.compute()
+    with pytest.raises(ValueError, match="x has 2 rows but labels has 1; give each sample one label"):
+        score.update([[0.0], [1.0]], [0])
+    with pytest.raises(ValueError, match=r"labels must lie in 0 ... 1 for 2 clusters, got 2 ... 2"):
+        score.update([[0.0]], [2])
+    score.update([[0.0], [1.0], [0.25]])
+    assert score.compute() == pytest.approx((1 + 1 + 2 / 3) / 3)
+
+
 def test_neighbor_consistency():
     x, labels = (t.numpy() for t in make_clusters(200, 5, 3))
     neighbors = NearestNeighbors(n_neighbors=7).fit(x).kneighbors(return_distance=False)

@@ -138,6 +138,26 @@ def test_nan_is_not_hidden(d):
     assert cluster_dispersion(x, labels, 3).distances[labels[50]].isnan()
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_is_not_hidden_by_rows_that_coincide(backend):
+    x, labels = torch.zeros(4, 3), torch.tensor([0, 0, 1, 1])
+    x[3] = math.nan
+    assert silhouette_coefficients(x, labels, 2, backend=backend).isnan().all()
+
+
+@pytest.mark.parametrize("d", [3, 40])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nan_is_farther_and_nearer_than_any_number(backend, d):
+    x, labels = make_clusters(100, d, 3)
+    x[50, 2] = math.nan
+    pairs = hardest_pairs(x, labels, backend=backend)
+    same = labels == labels[50]
+    assert torch.equal(pairs.positive == 50, same & (torch.arange(100) != 50))
+    assert torch.equal(pairs.negative == 50, ~same)
+    assert torch.equal(pairs.positive_dist.isnan(), same)
+    assert pairs.negative_dist[50].isnan()
+
+
 # --- hardest pairs
 
 

@@ -23,8 +23,10 @@ from fastdc.metrics.internal import (
     silhouette_score,
     simplified_silhouette,
 )
+from fastdc.metrics.streaming import StreamingSilhouette
 
 __all__ = [
+    "StreamingSilhouette",
     "adjusted_mutual_info",
     "adjusted_rand_index",
     "calinski_harabasz_score",

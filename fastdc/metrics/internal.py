@@ -17,11 +17,11 @@ from fastdc._input import give_back, read_count, read_points
 from fastdc.kernels.contingency import as_integers
 from fastdc.kernels.pairwise import (
     ClusterDispersion,
-    center_distances,
     cluster_dispersion,
     hardest_pairs,
     silhouette_coefficients,
 )
+from fastdc.metrics.streaming import StreamingSilhouette, read_labels
 
 
 def silhouette_samples(x: Any, labels: Any, *, metric: str = "euclidean") -> Any:
@@ -79,7 +79,7 @@ def silhouette_score(
     """
     _require_euclidean(metric)
     points = read_points(x)
-    numbers = _read_labels(labels, points)
+    numbers = read_labels(labels, points)
     if sample_size is not None:
         size = read_count(sample_size, "sample_size")
         part = torch.from_numpy(check_random_state(random_state).permutation(len(points))[:size]).to(points.device)
@@ -90,6 +90,8 @@ def silhouette_score(
 
 def simplified_silhouette(x: Any, labels: Any, centers: Any = None) -> float:
     """Mean silhouette with distances to the centers in place of mean distances to samples: one pass, any n.
+
+    Of a memory map a part is read at a time; :class:`StreamingSilhouette` takes samples that come in chunks.
 
     Parameters
     ----------
@@ -109,11 +111,11 @@ def simplified_silhouette(x: Any, labels: Any, centers: Any = None) -> float:
         middle = cluster_dispersion(points, numbers, n_clusters).centers.to(points.dtype)
     else:
         points = read_points(x)
-        numbers = _read_labels(labels, points)
+        numbers = read_labels(labels, points)
         middle = read_points(centers, dtype=points.dtype, device=points.device)
-    own, other = center_distances(points, middle, numbers)
-    largest = torch.maximum(own, other)
-    return float(torch.where(largest > 0, (other - own) / largest, 0.0).mean(dtype=torch.float64))
+    score = StreamingSilhouette(middle)
+    score.update(points, numbers)
+    return score.compute()
 
 
 def davies_bouldin_score(x: Any, labels: Any) -> float:
@@ -191,7 +193,7 @@ def dunn_index(x: Any, labels: Any) -> float:
     3.0
     """
     points = read_points(x)
-    numbers, _ = _number(_read_labels(labels, points), most=len(points))
+    numbers, _ = _number(read_labels(labels, points), most=len(points))
     pairs = hardest_pairs(points, numbers)
     separation, diameter = float(pairs.negative_dist.min()), float(pairs.positive_dist.max())
     return separation / diameter if diameter > 0 else math.inf
@@ -214,7 +216,7 @@ def rmse_to_center(x: Any, labels: Any) -> float:
     0.5
     """
     points = read_points(x)
-    numbers = torch.unique(_read_labels(labels, points), return_inverse=True)[1]
+    numbers = torch.unique(read_labels(labels, points), return_inverse=True)[1]
     found = cluster_dispersion(points, numbers, int(numbers.max()) + 1)
     return math.sqrt(float(found.sq_distances.sum()) / len(points))
 
@@ -267,15 +269,8 @@ def _center_dists(centers: Tensor) -> Tensor:
 def _read(x: Any, labels: Any) -> tuple[Tensor, Tensor, int]:
     """Points, labels numbered 0 ... n_clusters - 1, and n_clusters."""
     points = read_points(x)
-    numbers, n_clusters = _number(_read_labels(labels, points))
+    numbers, n_clusters = _number(read_labels(labels, points))
     return points, numbers, n_clusters
-
-
-def _read_labels(labels: Any, points: Tensor) -> Tensor:
-    numbers = as_integers(labels, "labels")
-    if len(numbers) != len(points):
-        raise ValueError(f"x has {len(points)} rows but labels has {len(numbers)}; give each sample one label")
-    return numbers.to(points.device).long()
 
 
 def _number(labels: Tensor, most: int | None = None) -> tuple[Tensor, int]:

@@ -113,7 +113,8 @@ def hardest_pairs(x: Tensor, labels: Tensor, *, backend: str | None = None) -> H
     Returns
     -------
     HardestPairs
-        positive, negative, positive_dist, negative_dist. Of equally far rows the first.
+        positive, negative, positive_dist, negative_dist. Of equally far rows the first; a distance that is NaN is
+        farther and nearer than any number.
 
     Notes
     -----

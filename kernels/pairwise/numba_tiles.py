@@ -44,11 +44,11 @@ def silhouette_block(points, labels, offsets, means, shifted, norms, work, start
                     if mean < other[lane] or mean != mean:  # NaN stays
                         other[lane] = mean
         for lane in range(used):
-            largest = max(own[lane], other[lane])
-            if own[lane] == -1.0 or largest == 0.0:  # alone in its cluster, or all points coincide
+            a, b = own[lane], other[lane]
+            if a == -1.0 or (a == 0.0 and b == 0.0):  # alone in its cluster, or all points coincide
                 out[first + lane] = 0.0
             else:
-                out[first + lane] = (other[lane] - own[lane]) / largest
+                out[first + lane] = (b - a) / max(a, b)
 
 
 @jit(inner=True)
@@ -114,8 +114,11 @@ def hardest_block(points, labels, work, start, stop, positive, negative, farthes
 def _compare(row, point, label, work, far, near, far_index, near_index):
     for lane in range(LANES):
         same = work.label[lane] == label
-        farther = same & (work.which[lane] != point) & (row[lane] > far[lane])
-        nearer = (not same) & ((row[lane] < near[lane]) | (near_index[lane] < 0))
+        unknown = row[lane] != row[lane]  # farther and nearer than any number
+        farther = same & (work.which[lane] != point) & ((row[lane] > far[lane]) | (unknown & (far[lane] == far[lane])))
+        nearer = (not same) & (
+            (row[lane] < near[lane]) | (near_index[lane] < 0) | (unknown & (near[lane] == near[lane]))
+        )
         far[lane] = row[lane] if farther else far[lane]
         far_index[lane] = point if farther else far_index[lane]
         near[lane] = row[lane] if nearer else near[lane]

@@ -10,6 +10,11 @@ from fastdc.kernels._triton_tile import sq_dist_tile
 RUNTIME = ["N", "K"]  # one compilation serves every number of rows and centers
 
 
+@triton.jit
+def largest_number(ACC: tl.constexpr):
+    return 1.7976931348623157e308 if ACC == tl.float64 else 3.4028234663852886e38
+
+
 @triton.jit(do_not_specialize=RUNTIME)
 def _silhouette_kernel(
     x_ptr, stride_xn, stride_xd, shifted_ptr, labels_ptr, offsets_ptr, out_ptr, N, K, D,
@@ -41,8 +46,9 @@ def _silhouette_kernel(
         mean = total / tl.maximum(count, 1)
         closer = (is_own == 0) & (count > 0) & ((mean < other) | (mean != mean))
         other = tl.where(closer, mean, other)
+    undefined = (own == -1.0) | ((own == 0.0) & (other == 0.0))
     largest = tl.where(own > other, own, other)
-    s = tl.where((own == -1.0) | (largest == 0.0), 0.0, (other - own) / tl.where(largest == 0.0, 1.0, largest))
+    s = tl.where(undefined, 0.0, (other - own) / tl.where(undefined, 1.0, largest))
     tl.store(out_ptr + offs_n, s.to(ACC), mask=mask_n)
 
 
@@ -51,40 +57,43 @@ def _hardest_pairs_kernel(
     x_ptr, stride_xn, stride_xd, shifted_ptr, labels_ptr, positive_ptr, negative_ptr, far_ptr, near_ptr, N, D,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Of BLOCK_N rows the farthest of the same label and the nearest of another, of equals the first."""
+    """Of BLOCK_N rows the farthest of the same label and the nearest of another, of equals the first.
+
+    A distance that is NaN is farther and nearer than any number.
+    """
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     label = tl.load(labels_ptr + offs_n, mask=mask_n, other=-1)
     far = tl.full([BLOCK_N], -1.0, ACC)
     near = tl.full([BLOCK_N], float("inf"), ACC)
-    positive = tl.full([BLOCK_N], -1, tl.int64)
-    negative = tl.full([BLOCK_N], -1, tl.int64)
-    columns = tl.arange(0, BLOCK_K)
+    positive = tl.full([BLOCK_N], -1, tl.int32)
+    negative = tl.full([BLOCK_N], -1, tl.int32)
+    LARGEST: tl.constexpr = largest_number(ACC)  # stands for infinite distances, which leaves room beyond for NaN
     for start in range(0, N, BLOCK_K):
-        offs_k = start + columns.to(tl.int64)
+        offs_k = start + tl.arange(0, BLOCK_K).to(tl.int64)
         mask_k = offs_k < N
         sq_dists, _ = sq_dist_tile(
             x_ptr, stride_xn, stride_xd, x_ptr, stride_xn, stride_xd, shifted_ptr, offs_n, offs_k, N, N, D,
             ACC, PRECISION, BLOCK_D,
         )  # fmt: skip
         same = label[:, None] == tl.load(labels_ptr + offs_k, mask=mask_k, other=-1)[None, :]
-        other = offs_n[:, None] != offs_k[None, :]
-        positives = tl.where(same & other & mask_k[None, :] & (sq_dists == sq_dists), sq_dists, -1.0)
+        is_nan = sq_dists != sq_dists
+        sq_dists = tl.where(sq_dists > LARGEST, LARGEST, sq_dists)
+        wanted = same & (offs_n[:, None] != offs_k[None, :]) & mask_k[None, :]
+        positives = tl.where(wanted, tl.where(is_nan, float("inf"), sq_dists), -1.0)
         tile_far, index = tl.max(positives, 1, return_indices=True, return_indices_tie_break_left=True)
         positive = tl.where(tile_far > far, start + index, positive)
         far = tl.maximum(far, tile_far)
         wanted = (same == 0) & mask_k[None, :]
-        negatives = tl.where(wanted & (sq_dists == sq_dists), sq_dists, float("inf"))
+        negatives = tl.where(wanted, tl.where(is_nan, -1.0, sq_dists), float("inf"))
         tile_near, index = tl.min(negatives, 1, return_indices=True, return_indices_tie_break_left=True)
-        # the first wanted one too where all are infinitely far
-        first = tl.min(tl.where(wanted, columns[None, :], BLOCK_K), axis=1)
-        some = tl.where(tile_near < float("inf"), index, first)
-        nearer = (tile_near < near) | ((negative < 0) & (first < BLOCK_K))
-        negative = tl.where(nearer, start + some, negative)
+        negative = tl.where(tile_near < near, start + index, negative)
         near = tl.minimum(near, tile_near)
-    tl.store(positive_ptr + offs_n, positive, mask=mask_n)
-    tl.store(negative_ptr + offs_n, negative, mask=mask_n)
-    tl.store(far_ptr + offs_n, tl.sqrt(tl.maximum(far, 0.0)), mask=mask_n)
+    far = tl.where(far == float("inf"), float("nan"), tl.where(far == LARGEST, float("inf"), far))
+    near = tl.where(near < 0.0, float("nan"), tl.where(near == LARGEST, float("inf"), near))
+    tl.store(positive_ptr + offs_n, positive.to(tl.int64), mask=mask_n)
+    tl.store(negative_ptr + offs_n, negative.to(tl.int64), mask=mask_n)
+    tl.store(far_ptr + offs_n, tl.sqrt(tl.where(far < 0.0, 0.0, far)), mask=mask_n)
     tl.store(near_ptr + offs_n, tl.sqrt(near), mask=mask_n)
 
 
