@@ -31,15 +31,18 @@ _HOME = {  # public name -> the module that defines it
     "mine_neighbors": "fastdc.neighbors",
     "nearest_center": "fastdc.kernels.kmeans",
     "normalized_mutual_info": "fastdc.metrics",
+    "pairwise_bce": "fastdc.kernels.pairwise",
     "purity": "fastdc.metrics",
     "radius_neighbors": "fastdc.kernels.neighbors",
     "rim_loss": "fastdc.kernels.mutual_information",
     "silhouette_score": "fastdc.metrics",
     "sinkhorn_assign": "fastdc.kernels.sinkhorn",
+    "soft_nearest_neighbor_loss": "fastdc.kernels.pairwise",
     "student_t_assign": "fastdc.kernels.student_t",
     "student_t_statistics": "fastdc.kernels.student_t",
     "swapped_prediction_loss": "fastdc.kernels.sinkhorn",
     "target_distribution": "fastdc.kernels.student_t",
+    "triplet_loss": "fastdc.kernels.pairwise",
     "use_backend": "fastdc.kernels",
     "vat_kl": "fastdc.kernels.mutual_information",
 }
@@ -71,15 +74,18 @@ __all__ = [
     "mine_neighbors",
     "nearest_center",
     "normalized_mutual_info",
+    "pairwise_bce",
     "purity",
     "radius_neighbors",
     "rim_loss",
     "silhouette_score",
     "sinkhorn_assign",
+    "soft_nearest_neighbor_loss",
     "student_t_assign",
     "student_t_statistics",
     "swapped_prediction_loss",
     "target_distribution",
+    "triplet_loss",
     "use_backend",
     "vat_kl",
 ]
@@ -112,6 +118,7 @@ if TYPE_CHECKING:
         vat_kl,
     )
     from fastdc.kernels.neighbors import explain_algorithms, knn, radius_neighbors
+    from fastdc.kernels.pairwise import pairwise_bce, soft_nearest_neighbor_loss, triplet_loss
     from fastdc.kernels.sinkhorn import sinkhorn_assign, swapped_prediction_loss
     from fastdc.kernels.student_t import (
         dec_loss,

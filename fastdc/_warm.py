@@ -97,6 +97,15 @@ def _vat_kl(x: Tensor, centers: Tensor) -> None:
     mutual_information.vat_kl(x, (x * 0.9).requires_grad_()).backward()
 
 
+def _pairwise_bce(x: Tensor, centers: Tensor) -> None:
+    for labels in (None, _halves(x)):
+        pairwise.pairwise_bce(x.softmax(1).requires_grad_(), labels).backward()
+
+
+def _soft_nearest_neighbor_loss(x: Tensor, centers: Tensor) -> None:
+    pairwise.soft_nearest_neighbor_loss(x.clone().requires_grad_(), _halves(x)).backward()
+
+
 def _halves(x: Tensor) -> Tensor:
     return torch.arange(len(x)) % 2
 
@@ -123,4 +132,7 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "hardest_pairs": lambda x, centers: pairwise.hardest_pairs(x, _halves(x)),
     "center_distances": lambda x, centers: pairwise.center_distances(x, centers, _halves(x)),
     "cluster_dispersion": lambda x, centers: pairwise.cluster_dispersion(x, _halves(x), 2),
+    "pairwise_bce": _pairwise_bce,
+    "soft_nearest_neighbor_loss": _soft_nearest_neighbor_loss,
+    "triplet_loss": lambda x, centers: pairwise.triplet_loss(x, _halves(x)),
 }

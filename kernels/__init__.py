@@ -30,6 +30,9 @@ OPS = {  # public op -> its room
     "hardest_pairs": "pairwise",
     "center_distances": "pairwise",
     "cluster_dispersion": "pairwise",
+    "pairwise_bce": "pairwise",
+    "soft_nearest_neighbor_loss": "pairwise",
+    "triplet_loss": "pairwise",
 }
 
 __all__ = ["OPS", "BackendError", "Choice", "Hardware", "choose", "explain", "use_backend"]

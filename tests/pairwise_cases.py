@@ -34,3 +34,43 @@ def loss_and_gradient(function, x, *arguments, **options):
     loss = function(leaf, *arguments, **options)
     loss.backward()
     return loss.detach(), leaf.grad
+
+
+# --- losses
+
+
+def make_features(n, k, n_labels, dtype=torch.float32, seed=0):
+    """Softmax outputs (n, k), some of them close to each other, and labels."""
+    x, labels = make_clusters(n, k, n_labels, torch.float64, seed, spread=0.3)
+    return x.softmax(1).to(dtype), labels
+
+
+def plain_bce(f, labels=None, upper=0.95, lower=0.455, eps=1e-6):
+    f = f / f.norm(dim=1, keepdim=True)
+    g = f @ f.T
+    same = labels == labels[:, None] if labels is not None else None
+    positive, negative = (g >= upper, g < lower) if same is None else (same, ~same)
+    selected = (positive | negative) & ~torch.eye(len(f), dtype=torch.bool)
+    g = g.clamp(0, 1)
+    terms = -torch.where(positive, g + eps, 1 - g + eps).log()
+    return torch.where(selected, terms, 0.0).sum() / selected.sum().clamp(min=1)
+
+
+def plain_neighbors(x, labels, temperature=1.0):
+    itself = torch.eye(len(x), dtype=torch.bool)
+    scores = -(x[:, None] - x).square().sum(2) / temperature
+    same = (labels == labels[:, None]) & ~itself
+    some = same.any(1)
+    log_all = scores.masked_fill(itself, -torch.inf)[some].logsumexp(1)
+    return (log_all - scores.masked_fill(~same, -torch.inf)[some].logsumexp(1)).mean()
+
+
+def plain_triplets(x, labels, margin=None):
+    square = (x[:, None] - x).square().sum(2)
+    dists = torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
+    same, itself = labels == labels[:, None], torch.eye(len(x), dtype=torch.bool)
+    far = dists.masked_fill(~same | itself, -torch.inf).max(1).values
+    near = dists.masked_fill(same, torch.inf).min(1).values
+    some = (same & ~itself).any(1) & (~same).any(1)
+    gap = (far - near)[some]
+    return (torch.nn.functional.softplus(gap) if margin is None else (gap + margin).relu()).mean()

@@ -9,7 +9,7 @@ import torch
 from fastdc.kernels import pairwise
 from fastdc.kernels._accuracy import relative_error
 from fastdc.kernels.pairwise import triton_kernel
-from tests.pairwise_cases import make_clusters, working
+from tests.pairwise_cases import loss_and_gradient, make_clusters, make_features, working
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -133,3 +133,73 @@ def test_strides():
         arguments = (labels, 3) if op == "silhouette_coefficients" else (labels,)
         for (a, _), (b, _) in zip(both(op, wide[::2, ::2], *arguments), both(op, x, *arguments)):
             assert torch.equal(a, b)
+
+
+# --- losses
+
+LOSSES = {  # the op, its input and its options
+    "bce_by_labels": (pairwise.pairwise_bce, make_features, {"eps": 1e-2}),  # 1 - g is small, and rounded
+    "bce_by_thresholds": (pairwise.pairwise_bce, make_features, {"upper": 0.9, "lower": 0.4}),
+    "soft_nearest_neighbors": (pairwise.soft_nearest_neighbor_loss, make_clusters, {"temperature": 4.0}),
+    "triplets": (pairwise.triplet_loss, make_clusters, {}),
+}
+
+
+def both_losses(name, x, labels):
+    """(loss, gradient) of the kernel, and of the reference in float64."""
+    op, _, options = LOSSES[name]
+    given = None if name == "bce_by_thresholds" else labels
+    expected = loss_and_gradient(op, x.double(), given, **options, backend="reference")
+    moved = None if given is None else given.to(DEVICE)
+    got = loss_and_gradient(op, x.to(DEVICE), moved, **options, backend="triton")
+    return [t.cpu() for t in got], expected
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((70, 3, 4), torch.float64),
+        ((70, 3, 4), torch.float32),
+        ((90, 20, 3), torch.float32),
+        ((70, 20, 3), torch.float16),
+    ],
+    ids=str,
+)
+def test_losses_match(name, shape, dtype, precision):
+    x, labels = LOSSES[name][1](*shape, dtype)
+    labels[1] = -1
+    (loss, gradient), (expected, expected_gradient) = both_losses(name, x, labels)
+    assert loss.dtype == working(dtype)
+    assert float((loss - expected).abs()) < 20 * TOLERANCE[loss.dtype] * float(expected)
+    if dtype != torch.float16:  # whose rows tie, and whose gradients are rounded
+        assert relative_error(gradient, expected_gradient) < 20 * TOLERANCE[loss.dtype]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_T15_T05_losses_of_rows_far_away_and_equal(name, precision):
+    x, labels = make_clusters(70, 20, 3, offset=1e6 if "bce" not in name else 1.0)
+    x[30:40] = x[30]
+    (loss, gradient), (expected, expected_gradient) = both_losses(name, x, labels)
+    assert float((loss - expected).abs()) < 2e-5 * float(expected)
+    if "bce" not in name:  # equal rows of different clusters: 1 - g is rounding against eps
+        assert relative_error(gradient, expected_gradient) < 2e-5
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_nothing_and_of_nan(name):
+    alone = torch.arange(5) if "bce" not in name else torch.full((5,), -1)
+    if name != "bce_by_thresholds":
+        (loss, gradient), _ = both_losses(name, torch.eye(5), alone)
+        assert loss == 0
+        assert (gradient == 0).all()
+    x, labels = LOSSES[name][1](40, 4, 3)
+    x[7, 1] = math.nan
+    assert both_losses(name, x, labels)[0][0].isnan()
+
+
+def test_exponents_beyond_every_power():
+    x, labels = make_clusters(60, 3, 2, torch.float64)
+    mixed = (x + 1e3 * (torch.arange(60) // 2 % 3)[:, None]).float()
+    (loss, _), (expected, _) = both_losses("soft_nearest_neighbors", mixed, labels)
+    assert float((loss - expected).abs()) < 2e-6 * float(expected)

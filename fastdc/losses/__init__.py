@@ -2,6 +2,7 @@
 
 from fastdc.losses.mutual_information import IICLoss, IMSATLoss
 from fastdc.losses.optimal_transport import SwAVLoss
+from fastdc.losses.pairwise import PairwiseBCELoss, SoftNearestNeighborLoss, TripletLoss
 from fastdc.losses.self_training import DECLoss
 
-__all__ = ["DECLoss", "IICLoss", "IMSATLoss", "SwAVLoss"]
+__all__ = ["DECLoss", "IICLoss", "IMSATLoss", "PairwiseBCELoss", "SoftNearestNeighborLoss", "SwAVLoss", "TripletLoss"]

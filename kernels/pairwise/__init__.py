@@ -9,6 +9,7 @@ from fastdc.kernels.pairwise.clusters import (
     hardest_pairs,
     silhouette_coefficients,
 )
+from fastdc.kernels.pairwise.losses import pairwise_bce, soft_nearest_neighbor_loss, triplet_loss
 
 __all__ = [
     "CenterDistances",
@@ -17,5 +18,8 @@ __all__ = [
     "center_distances",
     "cluster_dispersion",
     "hardest_pairs",
+    "pairwise_bce",
     "silhouette_coefficients",
+    "soft_nearest_neighbor_loss",
+    "triplet_loss",
 ]

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdc.kernels._eager import is_eager
+from fastdc.kernels._autograd import hand_out, keep_gradients
+from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
 
 COMPILED = ("numba", "triton")
@@ -26,6 +27,16 @@ def _kernels(backend: str) -> Any:
     from fastdc.kernels.pairwise import triton_kernel
 
     return triton_kernel
+
+
+def _losses(backend: str) -> Any:
+    if backend == "numba":
+        from fastdc.kernels.pairwise import numba_losses
+
+        return numba_losses
+    from fastdc.kernels.pairwise import triton_losses
+
+    return triton_losses
 
 
 def call(op: str, backend: str, *arguments: Any) -> Any:
@@ -112,3 +123,72 @@ _REGISTER: dict[str, Callable[[str], Any]] = {
     "cluster_dispersion": _register_dispersion,
 }
 CLUSTERS = {(op, backend): register(backend) for op, register in _REGISTER.items() for backend in COMPILED}
+
+
+# --- losses
+
+
+def pairwise_bce(backend: str, unit: Tensor, labels: Tensor | None, limits: list[float]) -> Tensor:
+    """Of rows of length one; limits: upper, lower, eps."""
+    if without_gradient(unit) and is_eager(unit, labels):
+        return _losses(backend).pairwise_bce(unit, labels, limits, False)[0]
+    return BCE[backend](unit, labels, limits, torch.is_grad_enabled() and unit.requires_grad)[0]
+
+
+def soft_nearest_neighbor_loss(backend: str, x: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    if without_gradient(x) and is_eager(x, labels):
+        return _losses(backend).soft_nearest_neighbor_loss(x, labels, temperature, False)[0]
+    return NEIGHBORS[backend](x, labels, temperature, torch.is_grad_enabled() and x.requires_grad)[0]
+
+
+def _loss_and_gradient(x: Tensor, need: bool) -> tuple[Tensor, Tensor]:
+    dtype = working_dtype(x)
+    return x.new_empty((), dtype=dtype), x.new_empty((x.shape[0] if need else 0, x.shape[1]), dtype=dtype)
+
+
+def _register_bce(backend: str) -> Any:
+    @torch.library.custom_op(f"fastdc::pairwise_bce_{backend}", mutates_args=())
+    def bce(unit: Tensor, labels: Tensor | None, limits: list[float], need: bool) -> tuple[Tensor, Tensor]:
+        return _losses(backend).pairwise_bce(unit.detach(), labels, limits, need)
+
+    @bce.register_fake
+    def _(unit: Tensor, labels: Tensor | None, limits: list[float], need: bool) -> tuple[Tensor, Tensor]:
+        return _loss_and_gradient(unit, need)
+
+    _give_gradient(bce)
+    return bce
+
+
+def _register_neighbors(backend: str) -> Any:
+    @torch.library.custom_op(f"fastdc::soft_nearest_neighbor_loss_{backend}", mutates_args=())
+    def neighbors(x: Tensor, labels: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor]:
+        return _losses(backend).soft_nearest_neighbor_loss(x.detach(), labels, temperature, need)
+
+    @neighbors.register_fake
+    def _(x: Tensor, labels: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor]:
+        return _loss_and_gradient(x, need)
+
+    _give_gradient(neighbors)
+    return neighbors
+
+
+def _give_gradient(op: Any) -> None:
+    """The second output is the gradient of the first to the first of four arguments."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        x, labels, ctx.option, _ = inputs
+        ctx.save_for_backward(x, labels)
+        keep_gradients(ctx, output[1:])
+
+    def backward(ctx: Any, grad_loss: Tensor | None, _: Any) -> tuple[Tensor | None, None, None, None]:
+        if grad_loss is None:
+            return None, None, None, None
+        x, labels = ctx.saved_tensors
+        (gradient,) = hand_out(ctx, grad_loss, (x,), lambda: op(x, labels, ctx.option, True)[1:])
+        return gradient, None, None, None
+
+    op.register_autograd(backward, setup_context=setup_context)
+
+
+BCE = {backend: _register_bce(backend) for backend in COMPILED}
+NEIGHBORS = {backend: _register_neighbors(backend) for backend in COMPILED}

@@ -90,7 +90,8 @@ def _bce_terms(tile, labels, at, limits, work):
             value = (g if positive else one - g) + eps
             slope = (-one if positive else one) / value
             row[lane] = slope if selected & inside else zero
-            total[lane] -= log2(value) if selected else zero
+            # the product is NaN where the value is, of which the logarithm knows nothing
+            total[lane] -= log2(value) + zero * value if selected else zero
             counted[lane] += one if selected else zero
 
 
@@ -227,104 +228,3 @@ def _neighbor_weights(tile, labels, at, scale, rows_of, work):
             other = exp2(exponent - (same_j if same else all_j)) * weight_j
             value = mine * (share[lane] if same else -one) + other * (share_j if same else -one)
             row[lane] = zero if work.which[lane] == point else value
-
-
-# --- all triplets
-
-
-@jit
-def triplets_block(points, labels, margin, work, anchor, start, stop, totals, grad):
-    """Sums over the triplets of anchors start … stop, start a multiple of CHUNK.
-
-    totals: loss, triplets above zero, triplets. grad (n, d): its gradient is added; of no rows if not wanted.
-    anchor: dists (CHUNK, n), ordered (n,), suffix (n + 1,), hits (n + 1,), grad (CHUNK, padded), scratch.
-    """
-    dists, ordered, suffix, hits, grad_anchor = anchor
-    n, d = points.raw.shape
-    totals[:] = 0.0
-    for at in range(start, stop, CHUNK):
-        size = min(CHUNK, stop - at)
-        chunk = chunk_of(points, at, size)
-        tile = work.tile[:size]
-        for first in range(0, n, LANES):
-            used = min(LANES, n - first)
-            load_rows(points.raw[first:], chunk, work.scratch)
-            sq_distance_tile(points.raw[first:], chunk, work.scratch, tile)
-            for j in range(size):
-                for lane in range(used):
-                    dists[j, first + lane] = np.sqrt(tile[j, lane])
-        for j in range(size):
-            _anchor_terms(dists[j], labels, at + j, margin, ordered, suffix, hits, totals)
-        if grad.shape[0] == 0:
-            continue
-        grad_anchor[:size] = points.raw.dtype.type(0)
-        for first in range(0, n, LANES):
-            used = min(LANES, n - first)
-            rows = points.raw[first : first + used]
-            load_rows(rows, chunk, work.scratch)
-            sq_distance_tile(rows, chunk, work.scratch, tile)  # finds the near pairs, whose gradients go by differences
-            for j in range(size):
-                tile[j, :] = points.raw.dtype.type(0)
-                for lane in range(used):
-                    tile[j, lane] = dists[j, first + lane]
-            gradient_tile(rows, chunk, work.scratch, tile, work.gradient, work.rows[:used], grad_anchor[:size])
-            for i in range(used):
-                for e in range(d):
-                    grad[first + i, e] += work.rows[i, e]
-        for j in range(size):
-            for e in range(d):
-                grad[at + j, e] -= grad_anchor[j, e]
-
-
-@jit(inner=True)
-def _anchor_terms(dists, labels, index, margin, ordered, suffix, hits, totals):
-    """Distances (n,) of one anchor become the loss's derivatives by them over the distances.
-
-    Positives are sorted; of each negative a search finds those of them that it makes a triplet above zero with.
-    """
-    n, own = labels.size, labels[index]
-    count = 0
-    for i in range(n):
-        if labels[i] == own and i != index:
-            ordered[count] = dists[i]
-            count += 1
-    dists[index] = 0
-    if count == 0 or count == n - 1:
-        dists[:] = 0
-        return
-    positives = np.sort(ordered[:count])
-    suffix[count] = 0.0
-    hits[:count] = 0
-    for i in range(count - 1, -1, -1):
-        suffix[i] = suffix[i + 1] + positives[i]
-    for i in range(n):
-        if labels[i] == own:
-            continue
-        first = _first_above(positives, dists[i] - margin)
-        above = count - first
-        totals[0] += suffix[first] + above * (np.float64(margin) - np.float64(dists[i]))
-        totals[1] += above
-        if above > 0:
-            hits[first] += 1
-        dists[i] = -above / dists[i] if dists[i] > 0 else 0
-    totals[2] += np.float64(count) * (n - 1 - count)
-    for i in range(1, count):
-        hits[i] += hits[i - 1]
-    for i in range(n):
-        if labels[i] == own and dists[i] > 0:
-            # equal distances share their number of hits: that of the last of them
-            dists[i] = hits[_first_above(positives, dists[i]) - 1] / dists[i]
-
-
-@jit(inner=True)
-def _first_above(ordered, value):
-    """The first place whose number is larger than the value."""
-    low, length = 0, ordered.size
-    while length > 0:
-        half = length // 2
-        if ordered[low + half] > value:
-            length = half
-        else:
-            low += half + 1
-            length -= half + 1
-    return low

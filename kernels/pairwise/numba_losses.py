@@ -8,12 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdc.kernels._lanes import padded
 from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import as_array, empty, numpy_dtype
 from fastdc.kernels.pairwise import numba_loss_tiles as tiles
-from fastdc.kernels.pairwise.numba_chunks import CHUNK, make_work, prepare_points
+from fastdc.kernels.pairwise.numba_chunks import make_work, prepare_points
 from fastdc.kernels.pairwise.numba_kernel import LARGEST_BLOCK, compact
 
 
@@ -78,42 +77,3 @@ def soft_nearest_neighbor_loss(x: Tensor, labels: Tensor, temperature: float, ne
         run_blocks(n, block, differentiate)
         grad.mul_(2.0 / (temperature * count))
     return loss, grad
-
-
-def batch_all(x: Tensor, labels: Tensor, margin: float, nonzero: bool, need: bool) -> tuple[Tensor, Tensor]:
-    """The mean over all triplets, or those above zero, and its gradient (n, d), of no rows where not needed."""
-    dtype = working_dtype(x)
-    element = numpy_dtype(dtype)
-    n, d = x.shape
-    points, numbers = prepare_points(as_array(x, element)), compact(labels)
-    block = block_rows(n, multiple=CHUNK, largest=4 * CHUNK)
-    shape = (n if need else 0, d)
-    works = [
-        (
-            make_work(d, element),
-            (
-                np.empty((CHUNK, n), element),
-                np.empty(n, element),
-                np.empty(n + 1),
-                np.empty(n + 1, np.int64),
-                np.empty((CHUNK, padded(d)), element),
-            ),
-            np.empty(3),
-            np.zeros(shape, element),
-        )
-        for _ in range(n_workers(-(-n // block)))
-    ]
-    totals, total_grad = np.zeros(3), np.zeros(shape)
-
-    def work(worker: int, start: int, stop: int) -> None:
-        own, anchor, partial, grad = works[worker]
-        grad[:] = 0
-        tiles.triplets_block(points, numbers, element.type(margin), own, anchor, start, stop, partial, grad)
-
-    def commit(worker: int) -> None:
-        totals[:] += works[worker][2]
-        total_grad[:] += works[worker][3]
-
-    run_blocks(n, block, work, commit)
-    count = max(totals[1 if nonzero else 2], 1.0)
-    return torch.tensor(totals[0] / count, dtype=dtype), torch.from_numpy(total_grad / count).to(dtype)

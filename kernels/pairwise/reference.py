@@ -79,16 +79,16 @@ def hardest_pairs_reference(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, 
 # --- losses
 
 
-def pairwise_bce_reference(f: Tensor, labels: Tensor | None, upper: float, lower: float, eps: float) -> Tensor:
-    """Mean over the selected pairs; f (n, k) as it is."""
-    g = f @ f.T  # writes n n s
+def pairwise_bce_reference(unit: Tensor, labels: Tensor | None, upper: float, lower: float, eps: float) -> Tensor:
+    """Mean over the selected pairs of rows (n, k) of length one."""
+    g = unit @ unit.T  # writes n n s
     if labels is None:
         positive, negative = g >= upper, ~(g >= lower)  # NaN is negative, so that it shows
     else:
         known = (labels >= 0) & (labels[:, None] >= 0)
         same = labels == labels[:, None]
         positive, negative = known & same, known & ~same
-    other = ~torch.eye(len(f), dtype=torch.bool, device=f.device)
+    other = ~torch.eye(len(unit), dtype=torch.bool, device=unit.device)
     positive, negative = positive & other, negative & other
     g = g.clamp(0.0, 1.0)
     term = torch.where(positive, g, 1.0 - g) + eps  # moves 8 n n s, this line and the next
@@ -96,14 +96,9 @@ def pairwise_bce_reference(f: Tensor, labels: Tensor | None, upper: float, lower
     return total / (positive | negative).sum().clamp(min=1)
 
 
-def sq_dists_reference(x: Tensor) -> Tensor:
-    """|x_i - x_j|^2 of shape (n, n), by differences."""
-    return (x[:, None, :] - x[None, :, :]).square().sum(dim=2)  # writes n n d s
-
-
 def soft_nearest_neighbor_loss_reference(x: Tensor, labels: Tensor, temperature: float) -> Tensor:
     x = x.to(working_dtype(x))
-    scores = -sq_dists_reference(x) / temperature
+    scores = -pair_dists_reference(x).square() / temperature  # moves 3 n n s
     other = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
     same = (labels == labels[:, None]) & other
     valid = same.any(dim=1)
@@ -113,18 +108,8 @@ def soft_nearest_neighbor_loss_reference(x: Tensor, labels: Tensor, temperature:
     return torch.where(valid, log_all - log_same, 0.0).sum() / valid.sum().clamp(min=1)
 
 
-def batch_all_reference(x: Tensor, labels: Tensor, margin: float, nonzero: bool) -> Tensor:
-    """Mean over all triplets (or those above zero) of [margin + |a - p| - |a - n|]_+; writes n n n s."""
-    dists = safe_root(sq_dists_reference(x.to(working_dtype(x))))
-    same = labels == labels[:, None]
-    positive = same & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-    terms = margin + dists[:, :, None] - dists[:, None, :]
-    wanted = positive[:, :, None] & ~same[:, None, :]
-    counted = wanted & (dists[:, :, None] > dists[:, None, :] - margin) if nonzero else wanted
-    return torch.where(wanted, terms.relu(), 0.0).sum() / counted.sum().clamp(min=1)
-
-
-def safe_root(square: Tensor) -> Tensor:
-    """The square root, whose gradient at zero is zero."""
+def row_dists(a: Tensor, b: Tensor) -> Tensor:
+    """|a_i - b_i| (n,), whose gradient at zero is zero."""
+    square = (a - b).square().sum(dim=1)  # reads 2 n d s
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), square)

@@ -66,8 +66,8 @@ def _hardest_pairs_kernel(
     label = tl.load(labels_ptr + offs_n, mask=mask_n, other=-1)
     far = tl.full([BLOCK_N], -1.0, ACC)
     near = tl.full([BLOCK_N], float("inf"), ACC)
-    positive = tl.full([BLOCK_N], -1, tl.int32)
-    negative = tl.full([BLOCK_N], -1, tl.int32)
+    positive = tl.full([BLOCK_N], -1, tl.int64)
+    negative = tl.full([BLOCK_N], -1, tl.int64)
     LARGEST: tl.constexpr = largest_number(ACC)  # stands for infinite distances, which leaves room beyond for NaN
     for start in range(0, N, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K).to(tl.int64)
@@ -81,18 +81,20 @@ def _hardest_pairs_kernel(
         sq_dists = tl.where(sq_dists > LARGEST, LARGEST, sq_dists)
         wanted = same & (offs_n[:, None] != offs_k[None, :]) & mask_k[None, :]
         positives = tl.where(wanted, tl.where(is_nan, float("inf"), sq_dists), -1.0)
-        tile_far, index = tl.max(positives, 1, return_indices=True, return_indices_tie_break_left=True)
-        positive = tl.where(tile_far > far, start + index, positive)
+        tile_far = tl.max(positives, axis=1)
+        index = tl.min(tl.where(positives == tile_far[:, None], offs_k[None, :], N), axis=1)
+        positive = tl.where(tile_far > far, index, positive)
         far = tl.maximum(far, tile_far)
         wanted = (same == 0) & mask_k[None, :]
         negatives = tl.where(wanted, tl.where(is_nan, -1.0, sq_dists), float("inf"))
-        tile_near, index = tl.min(negatives, 1, return_indices=True, return_indices_tie_break_left=True)
-        negative = tl.where(tile_near < near, start + index, negative)
+        tile_near = tl.min(negatives, axis=1)
+        index = tl.min(tl.where(negatives == tile_near[:, None], offs_k[None, :], N), axis=1)
+        negative = tl.where(tile_near < near, index, negative)
         near = tl.minimum(near, tile_near)
     far = tl.where(far == float("inf"), float("nan"), tl.where(far == LARGEST, float("inf"), far))
     near = tl.where(near < 0.0, float("nan"), tl.where(near == LARGEST, float("inf"), near))
-    tl.store(positive_ptr + offs_n, positive.to(tl.int64), mask=mask_n)
-    tl.store(negative_ptr + offs_n, negative.to(tl.int64), mask=mask_n)
+    tl.store(positive_ptr + offs_n, positive, mask=mask_n)
+    tl.store(negative_ptr + offs_n, negative, mask=mask_n)
     tl.store(far_ptr + offs_n, tl.sqrt(tl.where(far < 0.0, 0.0, far)), mask=mask_n)
     tl.store(near_ptr + offs_n, tl.sqrt(near), mask=mask_n)
 
