@@ -172,10 +172,7 @@ def gradient_tile(x, centers, scratch, weights, grad_columns, grad_x, grad_cente
 def _gradients(x, centers, columns, product, weights, grad_columns, need_x, grad_centers):
     if product is None:
         if need_x:
-            for d in range(x.shape[1]):
-                for lane in range(LANES):
-                    grad_columns[d, lane] = columns[d, lane]
-            weigh_differences(centers.columns, weights, grad_columns, False)
+            _grad_rows_by_differences(centers, columns, weights, grad_columns)
         if grad_centers.shape[0] > 0:
             _grad_centers_by_differences(columns, centers.raw, weights, grad_centers)
     else:
@@ -184,6 +181,29 @@ def _gradients(x, centers, columns, product, weights, grad_columns, need_x, grad
             _grad_rows_by_product(centers, columns, product, weights, grad_columns, some_near)
         if grad_centers.shape[0] > 0:
             _grad_centers_by_product(centers, product, weights, grad_centers)
+
+
+@jit(inner=True)
+def row_gradient_tile(x, centers, scratch, weights, grad_columns):
+    """What ``gradient_tile`` sums up over centers, left in lanes (padded, 64); less code to compile."""
+    _row_gradients(x, centers, scratch.columns, scratch.product, weights, grad_columns)
+
+
+@jit(inner=True)
+def _row_gradients(x, centers, columns, product, weights, grad_columns):
+    if product is None:
+        _grad_rows_by_differences(centers, columns, weights, grad_columns)
+    else:
+        some_near = _grad_near(x, centers.raw, product, weights, True, centers.raw[:0])
+        _grad_rows_by_product(centers, columns, product, weights, grad_columns, some_near)
+
+
+@jit(inner=True)
+def _grad_rows_by_differences(centers, columns, weights, grad_columns):
+    for d in range(centers.columns.shape[0]):
+        for lane in range(LANES):
+            grad_columns[d, lane] = columns[d, lane]
+    weigh_differences(centers.columns, weights, grad_columns, False)
 
 
 @jit(inner=True, reassociate=True)

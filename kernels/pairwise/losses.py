@@ -72,7 +72,8 @@ def pairwise_bce(
 
     References
     ----------
-    Chang, Wang, Meng, Xiang, Pan. Deep Adaptive Image Clustering. ICCV 2017, eq. (1), (3) and (7).
+    Chang, Wang, Meng, Xiang, Pan. Deep Adaptive Image Clustering. ICCV 2017, eq. (1) to (3), over the pairs that are
+    selected for training.
 
     Examples
     --------

@@ -38,7 +38,6 @@ class Work(NamedTuple):
     sums: NDArray  # (4, 64) float64
     columns: NDArray  # (padded, 64) the rows in lanes, where they need no distances
     gradient: NDArray  # (padded, 64)
-    rows: NDArray  # (64, d)
 
 
 def prepare_points(raw: NDArray, shifts: bool = True) -> Points:
@@ -69,7 +68,6 @@ def make_work(n_features: int, dtype: np.dtype) -> Work:
         sums=np.empty((4, LANES)),
         columns=np.empty((padded(n_features), LANES), dtype),
         gradient=np.empty((padded(n_features), LANES), dtype),
-        rows=np.empty((LANES, n_features), dtype),
     )
 
 

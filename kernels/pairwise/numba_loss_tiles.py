@@ -11,7 +11,7 @@ from fastdc.kernels._lanes import load_columns, store_columns
 from fastdc.kernels._math import exp2, log2
 from fastdc.kernels._numba import jit
 from fastdc.kernels._simd import gemm
-from fastdc.kernels._tile import gradient_tile, load_rows, sq_distance_tile
+from fastdc.kernels._tile import load_rows, row_gradient_tile, sq_distance_tile
 from fastdc.kernels._vectors import LANES
 from fastdc.kernels.pairwise.numba_chunks import CHUNK, chunk_of, name_lanes
 
@@ -194,8 +194,8 @@ def neighbor_gradient_block(points, labels, scale, rows_of, work, start, stop, g
         for lane in range(LANES):
             for i in range(4):
                 work.lanes[i, lane] = rows_of[i, work.which[lane]]
-        total = grad[first:stop]
-        total[:used] = points.raw.dtype.type(0)
+        total = work.columns[: points.raw.shape[1]]
+        total[:] = points.raw.dtype.type(0)
         for at in range(0, labels.size, CHUNK):
             chunk = chunk_of(points, at, min(CHUNK, labels.size - at))
             if at == 0:
@@ -203,10 +203,11 @@ def neighbor_gradient_block(points, labels, scale, rows_of, work, start, stop, g
             tile = work.tile[: chunk.raw.shape[0]]
             sq_distance_tile(rows, chunk, work.scratch, tile)
             _neighbor_weights(tile, labels, at, scale, rows_of, work)
-            gradient_tile(rows, chunk, work.scratch, tile, work.gradient, work.rows[:used], work.rows[:0])
-            for i in range(used):
-                for d in range(total.shape[1]):
-                    total[i, d] += work.rows[i, d]
+            row_gradient_tile(rows, chunk, work.scratch, tile, work.gradient)
+            for d in range(total.shape[0]):
+                for lane in range(LANES):
+                    total[d, lane] += work.gradient[d, lane]
+        store_columns(work.columns, used, grad[first:stop], work.scratch.corner)
 
 
 @jit(inner=True)

@@ -12,7 +12,7 @@ from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import as_array, empty, numpy_dtype
 from fastdc.kernels.pairwise import numba_loss_tiles as tiles
-from fastdc.kernels.pairwise.numba_chunks import make_work, prepare_points
+from fastdc.kernels.pairwise.numba_chunks import Work, make_work, prepare_points
 from fastdc.kernels.pairwise.numba_kernel import LARGEST_BLOCK, compact
 
 
@@ -25,7 +25,7 @@ def pairwise_bce(f: Tensor, labels: Tensor | None, limits: list[float], need: bo
     grad = empty((n if need else 0, d), element)
     totals = np.zeros(2)
     block = block_rows(n, largest=LARGEST_BLOCK)
-    works = [(make_work(d, element), np.zeros(2)) for _ in range(n_workers(-(-n // block)))]
+    works = [(_without_distances(make_work(d, element)), np.zeros(2)) for _ in range(n_workers(-(-n // block)))]
     bounds = np.array(limits, element)
 
     def work(worker: int, start: int, stop: int) -> None:
@@ -39,6 +39,11 @@ def pairwise_bce(f: Tensor, labels: Tensor | None, limits: list[float], need: bo
     count = max(totals[1], 1.0)
     loss = torch.tensor(totals[0] * math.log(2.0) / count, dtype=f.dtype)
     return loss, grad.mul_(2.0 / count)
+
+
+def _without_distances(work: Work) -> Work:
+    """Machine code for one of the two forms of distances is enough where there are none."""
+    return work._replace(scratch=work.scratch._replace(product=None))
 
 
 def _known(labels: Tensor) -> np.ndarray:
