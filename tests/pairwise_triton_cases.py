@@ -13,7 +13,7 @@ from tests.pairwise_cases import loss_and_gradient, make_clusters, make_features
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
-SHAPES = [(70, 3, 4), (150, 20, 3)]  # rows, features, clusters: by differences, and by product where that is asked for
+SHAPES = [(70, 3, 4), (100, 20, 3)]  # rows, features, clusters: by differences, and by product where that is asked for
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
 
 # the interpreter's numpy warns where a GPU is silent: infinity less infinity
@@ -27,6 +27,11 @@ def precision(request, monkeypatch):
         triton_kernel, "resolve_precision", lambda p, b, x: "ieee" if x.dtype == torch.float64 else request.param
     )
     return request.param
+
+
+def skip_twins(dtype, precision):
+    if dtype == torch.float64 and precision != "ieee":
+        pytest.skip("float64 goes by differences in either case")
 
 
 def name_shape(shape):
@@ -47,6 +52,7 @@ def both(op, *arguments):
 @pytest.mark.parametrize("shape", SHAPES, ids=name_shape)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_clusters_match(shape, dtype, precision):
+    skip_twins(dtype, precision)
     x, labels = make_clusters(*shape, dtype)
     k = shape[2]
     tolerance = TOLERANCE[working(dtype)]
@@ -167,6 +173,7 @@ def both_losses(name, x, labels):
     ids=str,
 )
 def test_losses_match(name, shape, dtype, precision):
+    skip_twins(dtype, precision)
     x, labels = LOSSES[name][1](*shape, dtype)
     labels[1] = -1
     (loss, gradient), (expected, expected_gradient) = both_losses(name, x, labels)

@@ -270,7 +270,7 @@ def test_nan_is_not_hidden(case, backend, d):
 
 
 def test_nothing_of_the_size_of_all_pairs_is_held(run_python):
-    """All pairs of 12,000 rows would be 576 MB."""
+    """All pairs of 9,000 rows would be 324 MB."""
     code = """
 import resource, torch
 from fastdc.kernels.pairwise import pairwise_bce, soft_nearest_neighbor_loss, triplet_loss
@@ -280,7 +280,7 @@ def run(n):
         loss(x, labels).backward()
 run(300)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-run(12_000)
+run(9_000)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
 """
     assert int(run_python(code)) < 64 << 20
