@@ -66,7 +66,7 @@ def pairwise_bce(
     Notes
     -----
     Gradients: to f, computed in the forward pass; a second derivative raises. The selection has none.
-    Memory: the rows scaled to length one, the gradient, and 100 kB a thread.
+    Memory: four matrices the size of f, the gradient among them, and 100 kB a thread.
     Precision: similarities in float32 or wider; sums over pairs in float64.
     Determinism: same bits for any number of threads on CPUs; no atomics on GPUs.
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdc.kernels._lanes import padded
-from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
+from fastdc.kernels._parallel import block_rows, distances_ns, n_workers, run_blocks
 from fastdc.kernels._precision import BY_DIFFERENCES, working_dtype
 from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
 from fastdc.kernels._simd import prepare
@@ -34,7 +34,7 @@ def silhouette_coefficients(x: Tensor, labels: Tensor, n_clusters: int) -> Tenso
     if d > BY_DIFFERENCES:
         centers = sums / np.maximum(counts, 1)[:, None]
         means[:, :d] = np.where(np.isfinite(centers), centers, 0)
-    block = block_rows(n, largest=LARGEST_BLOCK)
+    block = block_rows(n, largest=LARGEST_BLOCK, row_ns=distances_ns(d, n))
     works = [make_work(d, element) for _ in range(n_workers(-(-n // block)))]
     chunks = [(np.empty((CHUNK, d), element), np.empty(CHUNK, element)) for _ in works]
     found = np.empty(n, element)
@@ -56,7 +56,7 @@ def hardest_pairs(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
     n, d = x.shape
     points = prepare_points(as_array(x, element))
     numbers = compact(labels)
-    block = block_rows(n, largest=LARGEST_BLOCK)
+    block = block_rows(n, largest=LARGEST_BLOCK, row_ns=distances_ns(d, n))
     works = [make_work(d, element) for _ in range(n_workers(-(-n // block)))]
     found = (
         empty((n,), np.dtype(np.int64)),
@@ -82,7 +82,7 @@ def center_distances(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor
     element = numpy_dtype(working_dtype(x, centers))
     rows, prepared = Rows(x, element), prepare_centers(as_array(centers, element))
     (n, d), k = x.shape, centers.shape[0]
-    block = block_rows(n)
+    block = block_rows(n, row_ns=distances_ns(d, k))
     works = [
         (make_scratch(k, d, element), np.empty((k, LANES), element), np.empty(LANES, element))
         for _ in range(n_workers(-(-n // block)))
@@ -106,7 +106,7 @@ def cluster_dispersion(x: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tens
     n, d = x.shape
     sums, counts = _cluster_sums(rows, numbers, n_clusters, d)
     centers = sums / np.maximum(counts, 1)[:, None]
-    block = block_rows(n)
+    block = block_rows(n, row_ns=d)
     partial = [np.empty((n_clusters, 2)) for _ in range(n_workers(-(-n // block)))]
     spread = np.zeros((n_clusters, 2))
 
@@ -125,7 +125,7 @@ def cluster_dispersion(x: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tens
 def _cluster_sums(rows: Rows, labels: NDArray, n_clusters: int, n_features: int) -> tuple[NDArray, NDArray]:
     """Float64 sums (k, d) of the rows of each label, and their numbers (k,)."""
     n = labels.size
-    block = block_rows(n)
+    block = block_rows(n, row_ns=n_features)
     shape = (n_clusters, n_features)
     partial = [(np.empty(shape), np.empty(n_clusters, np.int64)) for _ in range(n_workers(-(-n // block)))]
     sums, counts = np.zeros(shape), np.zeros(n_clusters, np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
+from fastdc.kernels._parallel import block_rows, distances_ns, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import as_array, empty, numpy_dtype
 from fastdc.kernels.pairwise import numba_loss_tiles as tiles
@@ -24,7 +24,7 @@ def pairwise_bce(f: Tensor, labels: Tensor | None, limits: list[float], need: bo
     numbers = None if labels is None else _known(labels)
     grad = empty((n if need else 0, d), element)
     totals = np.zeros(2)
-    block = block_rows(n, largest=LARGEST_BLOCK)
+    block = block_rows(n, largest=LARGEST_BLOCK, row_ns=distances_ns(d, n))
     works = [(_without_distances(make_work(d, element)), np.zeros(2)) for _ in range(n_workers(-(-n // block)))]
     bounds = np.array(limits, element)
 
@@ -60,7 +60,7 @@ def soft_nearest_neighbor_loss(x: Tensor, labels: Tensor, temperature: float, ne
     points, numbers = prepare_points(as_array(x, element)), compact(labels)
     scale = element.type(1.0 / (math.log(2.0) * temperature))
     rows = np.empty((n, 4))
-    block = block_rows(n, largest=LARGEST_BLOCK)
+    block = block_rows(n, largest=LARGEST_BLOCK, row_ns=distances_ns(d, n))
     works = [make_work(d, element) for _ in range(n_workers(-(-n // block)))]
 
     def measure(worker: int, start: int, stop: int) -> None:
