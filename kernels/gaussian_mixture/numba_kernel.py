@@ -1,0 +1,164 @@
+"""CPU kernels: blocks of rows on threads around the compiled functions of ``numba_tiles.py``.
+
+Sums over rows are float64 throughout, about the mean of the means, and committed in the order of the blocks; what
+is handed out is about the means themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastdc.kernels._lanes import make_corner, padded
+from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
+from fastdc.kernels._precision import working_dtype
+from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
+from fastdc.kernels._simd import prepare
+from fastdc.kernels._vectors import LANES
+from fastdc.kernels.gaussian_mixture import numba_tiles as tiles
+from fastdc.kernels.gaussian_mixture.parameters import find_precisions
+
+LOG2E = 1.0 / math.log(2.0)
+FLOAT64 = np.dtype(np.float64)
+LOWEST = -1e30  # a logarithm of zero that stays finite
+
+
+def gmm_responsibilities(
+    x: Tensor, means: Tensor, covariances: Tensor, weights: Tensor, covariance_type: str
+) -> Tensor:
+    """gamma (n, k) in the working dtype."""
+    job = _Job(x, means, covariances, weights, covariance_type)
+    gamma = empty((job.n, job.k), job.dtype)
+    gamma_rows = gamma.numpy()
+
+    def work(worker: int, start: int, stop: int) -> None:
+        tiles.responsibilities_block(job.rows[start:stop], job.mixture, job.scratch[worker], gamma_rows[start:stop])
+
+    run_blocks(job.n, job.block, work)
+    return gamma
+
+
+def gmm_step(
+    x: Tensor,
+    means: Tensor,
+    covariances: Tensor,
+    weights: Tensor,
+    sample_weight: Tensor | None,
+    covariance_type: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """log_likelihood, counts, sums, scatters and n_invalid."""
+    job = _Job(x, means, covariances, weights, covariance_type)
+    row_weights = np.empty(0) if sample_weight is None else as_array(sample_weight.double(), FLOAT64)
+    total = job.make_sums()
+    partial = [job.make_sums() for _ in job.scratch]
+
+    def work(worker: int, start: int, stop: int) -> None:
+        weight = row_weights[start:stop]
+        tiles.step_block(job.rows[start:stop], job.mixture, job.scratch[worker], weight, partial[worker])
+
+    def commit(worker: int) -> None:
+        for whole, part in zip(total, partial[worker]):
+            whole += part
+            part[:] = 0.0
+
+    run_blocks(job.n, job.block, work, commit)
+    sums, scatters = job.about_means(total)
+    log_likelihood = torch.tensor(total.scalars[0] / LOG2E, dtype=torch.float64)
+    n_invalid = torch.tensor(int(total.scalars[1]))
+    return log_likelihood, *(torch.from_numpy(a) for a in (total.counts, sums, scatters)), n_invalid
+
+
+def make_shape(means: NDArray, factor: NDArray, origin: NDArray, kind: str, dtype: np.dtype) -> Any:
+    """What a tile needs of a mixture; means and factor in float64."""
+    if kind == "diag":
+        return tiles.Diag(means.astype(dtype), (LOG2E / 2 * factor**2).astype(dtype))
+    if kind == "spherical":
+        return tiles.Spherical(means.astype(dtype), (LOG2E / 2 * factor**2).astype(dtype))
+    whitening = math.sqrt(LOG2E / 2) * np.swapaxes(factor, -1, -2)
+    rows = np.ascontiguousarray(whitening.astype(dtype))
+    if kind == "tied":
+        return tiles.Tied(np.ascontiguousarray((means - origin) @ whitening.T, dtype), rows)
+    return tiles.Full(means.astype(dtype), rows)
+
+
+class _Job:
+    """One call's inputs as the tiles want them, and each worker's scratch."""
+
+    def __init__(
+        self, x: Tensor, means: Tensor, covariances: Tensor, weights: Tensor, covariance_type: str
+    ) -> None:
+        self.kind = covariance_type
+        self.dtype = numpy_dtype(working_dtype(x, means))
+        prepare(self.dtype)
+        prepare(FLOAT64)
+        (self.n, self.d), self.k = x.shape, means.shape[0]
+        self.rows = Rows(x, self.dtype)
+        precisions = find_precisions(means.detach(), covariances.detach(), weights.detach(), covariance_type)
+        self.means = as_array(means.double(), FLOAT64)
+        origin = self.means.mean(axis=0).astype(self.dtype).astype(np.float64)
+        self.origin = np.where(np.isfinite(origin), origin, 0.0)
+        shape = make_shape(self.means, precisions.factor.numpy(), self.origin, covariance_type, self.dtype)
+        shift = np.zeros(padded(self.d), self.dtype)
+        if covariance_type == "tied":
+            shift[: self.d] = self.origin
+        log_norm = np.maximum(precisions.log_norm.numpy() * LOG2E, LOWEST).astype(self.dtype)
+        self.mixture = tiles.Mixture(shape, log_norm, shift, self.origin)
+        self.block = block_rows(self.n)
+        self.scratch = [self._make_scratch() for _ in range(n_workers(-(-self.n // self.block)))]
+
+    def _make_scratch(self) -> tiles.Scratch:
+        width = padded(self.d)
+        return tiles.Scratch(
+            columns=np.empty((width, LANES), self.dtype),
+            corner=make_corner(self.dtype),
+            tile=np.empty((self.k, LANES), self.dtype),
+            whitened=np.empty((2, self.d if self.kind in ("tied", "full") else 0, LANES), self.dtype),
+            largest=np.empty(LANES, self.dtype),
+            total=np.empty(LANES),
+            factor=np.empty(LANES),
+            weights=np.empty((self.k, LANES)),
+            rows=np.zeros((LANES, tiles.moment_width(self.mixture.shape, self.d))),
+            products=np.empty({"tied": self.d * LANES, "full": width * LANES}.get(self.kind, 0)),
+        )
+
+    def make_sums(self) -> tiles.Sums:
+        products = {"tied": self.d * padded(self.d), "full": self.k * sum(tiles.product_widths(self.d))}
+        return tiles.Sums(
+            scalars=np.zeros(2),
+            counts=np.zeros(self.k),
+            moments=np.zeros((self.k, tiles.moment_width(self.mixture.shape, self.d))),
+            products=np.zeros(products.get(self.kind, 0)),
+        )
+
+    def about_means(self, total: tiles.Sums) -> tuple[NDArray, NDArray]:
+        """sums (k, d) and scatters about the means, from the moments about the origin."""
+        d, shift, counts = self.d, self.means - self.origin, total.counts[:, None]
+        moments = total.moments[:, :d]
+        sums = moments - counts * shift
+        if self.kind == "diag":
+            return sums, total.moments[:, d : 2 * d] - shift * (moments + sums)
+        if self.kind == "spherical":
+            return sums, total.moments[:, d] - (shift * (moments + sums)).sum(axis=1)
+        if self.kind == "tied":
+            products = total.products.reshape(d, -1)[:, :d]
+            return sums, _symmetric(products - shift.T @ moments - sums.T @ shift)
+        scatters = np.empty((self.k, d, d))
+        place = 0
+        for i, width in enumerate(tiles.product_widths(d)):
+            block = total.products[place : place + self.k * width].reshape(self.k, width)
+            first = i // 16 * 16
+            scatters[:, i, i:] = block[:, i - first : d - first]
+            scatters[:, i:, i] = scatters[:, i, i:]
+            place += self.k * width
+        for j in range(self.k):
+            scatters[j] = _symmetric(scatters[j] - np.outer(shift[j], moments[j]) - np.outer(sums[j], shift[j]))
+        return sums, scatters
+
+
+def _symmetric(matrix: NDArray) -> NDArray:
+    return (matrix + matrix.T) / 2

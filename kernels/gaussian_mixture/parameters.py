@@ -1,0 +1,57 @@
+"""Covariances as the kernels want them, checked on the way; plain torch on any device."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+COVARIANCE_TYPES = ("full", "tied", "diag", "spherical")
+
+
+class Precisions(NamedTuple):
+    """In float64 (float32 where the device has none)."""
+
+    factor: Tensor  # 1 / sigma of diag (k, d) and spherical (k,); P (d, d) or (k, d, d) with P P^T = inverse covariance
+    log_norm: Tensor  # (k,) log weight - d/2 log 2 pi - 1/2 log det covariance
+
+
+def covariance_shape(covariance_type: str, k: int, d: int) -> tuple[int, ...]:
+    return {"full": (k, d, d), "tied": (d, d), "diag": (k, d), "spherical": (k,)}[covariance_type]
+
+
+def widest(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def find_precisions(means: Tensor, covariances: Tensor, weights: Tensor, covariance_type: str) -> Precisions:
+    """Raises ValueError where a covariance is not positive definite or the weights are no weights."""
+    wide = widest(means.device)
+    n_features = means.shape[1]
+    covariances, weights = covariances.to(wide), weights.to(wide)
+    if covariance_type in ("diag", "spherical"):
+        factor = covariances.rsqrt()
+        is_bad = ~(covariances > 0) | ~torch.isfinite(covariances)
+        log_det = factor.log().sum(dim=1) if covariance_type == "diag" else factor.log() * n_features
+    else:
+        lower, info = torch.linalg.cholesky_ex(covariances)
+        identity = torch.eye(n_features, dtype=wide, device=means.device)
+        factor = torch.linalg.solve_triangular(lower, identity, upper=False).mT
+        is_bad = (info != 0) | ~torch.isfinite(covariances).all(dim=-1).all(dim=-1)
+        log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
+    _check(is_bad, weights)
+    return Precisions(factor, weights.log() + log_det - n_features / 2 * math.log(2 * math.pi))
+
+
+def _check(is_bad: Tensor, weights: Tensor) -> None:
+    bad_weights = ~(weights >= 0).all() | ~(weights.sum() > 0) | ~torch.isfinite(weights).all()
+    if not bool(is_bad.any() | bad_weights):
+        return
+    if bool(bad_weights):
+        raise ValueError("weights must be finite, 0 or above, and not all 0; pass them as their softmax, for instance")
+    where = f" of component {int(is_bad.nonzero()[0, 0])}" if is_bad.ndim else ""
+    raise ValueError(
+        f"the covariance{where} is not positive definite; raise reg_covar in gmm_update, or use fewer components"
+    )
