@@ -20,6 +20,10 @@ _HOME = {  # public name -> the module that defines it
     "evaluate": "fastdc.metrics",
     "explain": "fastdc.kernels",
     "explain_algorithms": "fastdc.kernels.neighbors",
+    "gmm_log_density": "fastdc.kernels.gaussian_mixture",
+    "gmm_responsibilities": "fastdc.kernels.gaussian_mixture",
+    "gmm_step": "fastdc.kernels.gaussian_mixture",
+    "gmm_update": "fastdc.kernels.gaussian_mixture",
     "iic_loss": "fastdc.kernels.mutual_information",
     "joint_distribution": "fastdc.kernels.mutual_information",
     "kmeans_plusplus": "fastdc.kernels.kmeans",
@@ -44,6 +48,7 @@ _HOME = {  # public name -> the module that defines it
     "target_distribution": "fastdc.kernels.student_t",
     "triplet_loss": "fastdc.kernels.pairwise",
     "use_backend": "fastdc.kernels",
+    "vade_loss": "fastdc.kernels.gaussian_mixture",
     "vat_kl": "fastdc.kernels.mutual_information",
 }
 
@@ -63,6 +68,10 @@ __all__ = [
     "evaluate",
     "explain",
     "explain_algorithms",
+    "gmm_log_density",
+    "gmm_responsibilities",
+    "gmm_step",
+    "gmm_update",
     "iic_loss",
     "joint_distribution",
     "kmeans_plusplus",
@@ -87,6 +96,7 @@ __all__ = [
     "target_distribution",
     "triplet_loss",
     "use_backend",
+    "vade_loss",
     "vat_kl",
 ]
 
@@ -107,6 +117,13 @@ if TYPE_CHECKING:
     from fastdc.cluster import KMeans
     from fastdc.kernels import BackendError, explain, use_backend
     from fastdc.kernels.contingency import contingency_table
+    from fastdc.kernels.gaussian_mixture import (
+        gmm_log_density,
+        gmm_responsibilities,
+        gmm_step,
+        gmm_update,
+        vade_loss,
+    )
     from fastdc.kernels.kmeans import kmeans_plusplus, kmeans_step, nearest_center
     from fastdc.kernels.mutual_information import (
         conditional_entropy,

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from fastdc import metrics
-from fastdc.kernels import OPS, contingency, kmeans, mutual_information, neighbors, pairwise, sinkhorn, student_t
+from fastdc.kernels import (
+    OPS,
+    contingency,
+    gaussian_mixture,
+    kmeans,
+    mutual_information,
+    neighbors,
+    pairwise,
+    sinkhorn,
+    student_t,
+)
 
 SHAPES = ((300, 2, 3), (300, 96, 130))  # n_samples, n_features, n_clusters: within one tile, and beyond
 DTYPES = (torch.float32, torch.float64)  # half precision runs in the kernels of float32
@@ -110,6 +120,34 @@ def _halves(x: Tensor) -> Tensor:
     return torch.arange(len(x)) % 2
 
 
+def _gmm_log_density(x: Tensor, means: Tensor) -> None:
+    for mixture in _mixtures(x, means):
+        gaussian_mixture.gmm_log_density(x, *mixture)
+
+
+def _gmm_step(x: Tensor, means: Tensor) -> None:
+    for mixture in _mixtures(x, means):
+        gaussian_mixture.gmm_step(x, *mixture)
+
+
+def _mixtures(x: Tensor, means: Tensor) -> list[tuple[Tensor, Tensor, Tensor, str]]:
+    """Means, covariances, weights and covariance type, of each type."""
+    k, d = means.shape
+    unit = torch.eye(d, dtype=x.dtype)
+    covariances = {
+        "diag": torch.ones_like(means),
+        "spherical": torch.ones(k),
+        "tied": unit,
+        "full": unit.repeat(k, 1, 1),
+    }
+    return [(means, covariance, torch.ones(k), kind) for kind, covariance in covariances.items()]
+
+
+def _vade_loss(x: Tensor, means: Tensor) -> None:
+    leaves = [t.clone().requires_grad_() for t in (x, x, x, means, means, means[:, 0])]
+    gaussian_mixture.vade_loss(*leaves).backward()
+
+
 _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "student_t_assign": _student_t_assign,
     "student_t_statistics": _student_t_statistics,
@@ -135,4 +173,10 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "pairwise_bce": _pairwise_bce,
     "soft_nearest_neighbor_loss": _soft_nearest_neighbor_loss,
     "triplet_loss": lambda x, centers: pairwise.triplet_loss(x, _halves(x)),
+    "gmm_responsibilities": lambda x, means: gaussian_mixture.gmm_responsibilities(
+        x, means, means.square() + 1, means[:, 0].square()
+    ),
+    "gmm_log_density": _gmm_log_density,
+    "gmm_step": _gmm_step,
+    "vade_loss": _vade_loss,
 }

@@ -33,6 +33,10 @@ OPS = {  # public op -> its room
     "pairwise_bce": "pairwise",
     "soft_nearest_neighbor_loss": "pairwise",
     "triplet_loss": "pairwise",
+    "gmm_responsibilities": "gaussian_mixture",
+    "gmm_log_density": "gaussian_mixture",
+    "gmm_step": "gaussian_mixture",
+    "vade_loss": "gaussian_mixture",
 }
 
 __all__ = ["OPS", "BackendError", "Choice", "Hardware", "choose", "explain", "use_backend"]

@@ -7,8 +7,6 @@ from torch import Tensor
 from fastdc.kernels._checks import FLOATING, check_centers, check_points, check_same_device, check_vector
 from fastdc.kernels.gaussian_mixture.parameters import COVARIANCE_TYPES, covariance_shape
 
-REDUCTIONS = ("mean", "sum")
-
 
 def check_mixture(x: Tensor, means: Tensor, covariances: Tensor, weights: Tensor, covariance_type: str) -> None:
     check_points(x)
@@ -35,12 +33,10 @@ def check_covariances(covariances: Tensor, means: Tensor, covariance_type: str) 
     check_same_device(covariances, means, "covariances", "means")
 
 
-def check_latent(
-    z: Tensor, z_mean: Tensor, z_log_var: Tensor, means: Tensor, log_vars: Tensor, log_weights: Tensor
-) -> None:
+def check_latent(z: Tensor, mu: Tensor, log_var: Tensor, means: Tensor, log_vars: Tensor, logits: Tensor) -> None:
     """The arguments of vade_loss: shapes that fit."""
     check_points(z, "z")
-    for name, value in (("z_mean", z_mean), ("z_log_var", z_log_var)):
+    for name, value in (("mu", mu), ("log_var", log_var)):
         check_centers(value, z, name, "z")
         if value.shape != z.shape:
             raise ValueError(f"{name} has {value.shape[0]} rows but z has {z.shape[0]}; they are the same samples")
@@ -48,4 +44,6 @@ def check_latent(
     check_centers(log_vars, z, "log_vars", "z")
     if log_vars.shape != means.shape:
         raise ValueError(f"log_vars must have the shape of means, {tuple(means.shape)}, got {tuple(log_vars.shape)}")
-    check_vector(log_weights, means.shape[0], "log_weights", z, "components")
+    check_vector(logits, means.shape[0], "logits", z, "components")
+    if logits.dtype not in FLOATING:
+        raise TypeError(f"logits must be floating, got {logits.dtype}; convert it with logits.float()")

@@ -22,25 +22,33 @@ from fastdc.kernels._simd import prepare
 from fastdc.kernels._vectors import LANES
 from fastdc.kernels.gaussian_mixture import numba_tiles as tiles
 from fastdc.kernels.gaussian_mixture.parameters import find_precisions
+from fastdc.kernels.gaussian_mixture.update import about_means
 
 LOG2E = 1.0 / math.log(2.0)
 FLOAT64 = np.dtype(np.float64)
-LOWEST = -1e30  # a logarithm of zero that stays finite
 
 
-def gmm_responsibilities(
-    x: Tensor, means: Tensor, covariances: Tensor, weights: Tensor, covariance_type: str
-) -> Tensor:
-    """gamma (n, k) in the working dtype."""
+def gmm_rows(
+    x: Tensor,
+    means: Tensor,
+    covariances: Tensor,
+    weights: Tensor,
+    covariance_type: str,
+    want_responsibilities: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Responsibilities (n, k), of no rows where not wanted, log density (n,) and labels (n,)."""
     job = _Job(x, means, covariances, weights, covariance_type)
-    gamma = empty((job.n, job.k), job.dtype)
+    gamma = empty((job.n if want_responsibilities else 0, job.k), job.dtype)
+    log_density, labels = np.empty(job.n, job.dtype), np.empty(job.n, np.int64)
     gamma_rows = gamma.numpy()
 
     def work(worker: int, start: int, stop: int) -> None:
-        tiles.responsibilities_block(job.rows[start:stop], job.mixture, job.scratch[worker], gamma_rows[start:stop])
+        rows = slice(start, stop)
+        scratch = job.scratch[worker]
+        tiles.rows_block(job.rows[rows], job.mixture, scratch, gamma_rows[rows], log_density[rows], labels[rows])
 
     run_blocks(job.n, job.block, work)
-    return gamma
+    return gamma, torch.from_numpy(log_density), torch.from_numpy(labels)
 
 
 def gmm_step(
@@ -67,10 +75,16 @@ def gmm_step(
             part[:] = 0.0
 
     run_blocks(job.n, job.block, work, commit)
-    sums, scatters = job.about_means(total)
-    log_likelihood = torch.tensor(total.scalars[0] / LOG2E, dtype=torch.float64)
-    n_invalid = torch.tensor(int(total.scalars[1]))
-    return log_likelihood, *(torch.from_numpy(a) for a in (total.counts, sums, scatters)), n_invalid
+    counts, moments, seconds, shift = (
+        torch.from_numpy(a) for a in (total.counts, *job.moments(total), job.means - job.origin)
+    )
+    log_likelihood, n_invalid = total.scalars
+    return (
+        torch.tensor(log_likelihood, dtype=torch.float64),
+        counts,
+        *about_means(counts, moments, seconds, shift, covariance_type),
+        torch.tensor(int(n_invalid)),
+    )
 
 
 def make_shape(means: NDArray, factor: NDArray, origin: NDArray, kind: str, dtype: np.dtype) -> Any:
@@ -89,9 +103,7 @@ def make_shape(means: NDArray, factor: NDArray, origin: NDArray, kind: str, dtyp
 class _Job:
     """One call's inputs as the tiles want them, and each worker's scratch."""
 
-    def __init__(
-        self, x: Tensor, means: Tensor, covariances: Tensor, weights: Tensor, covariance_type: str
-    ) -> None:
+    def __init__(self, x: Tensor, means: Tensor, covariances: Tensor, weights: Tensor, covariance_type: str) -> None:
         self.kind = covariance_type
         self.dtype = numpy_dtype(working_dtype(x, means))
         prepare(self.dtype)
@@ -106,7 +118,7 @@ class _Job:
         shift = np.zeros(padded(self.d), self.dtype)
         if covariance_type == "tied":
             shift[: self.d] = self.origin
-        log_norm = np.maximum(precisions.log_norm.numpy() * LOG2E, LOWEST).astype(self.dtype)
+        log_norm = (precisions.log_norm.numpy() * LOG2E).astype(self.dtype)
         self.mixture = tiles.Mixture(shape, log_norm, shift, self.origin)
         self.block = block_rows(self.n)
         self.scratch = [self._make_scratch() for _ in range(n_workers(-(-self.n // self.block)))]
@@ -135,30 +147,20 @@ class _Job:
             products=np.zeros(products.get(self.kind, 0)),
         )
 
-    def about_means(self, total: tiles.Sums) -> tuple[NDArray, NDArray]:
-        """sums (k, d) and scatters about the means, from the moments about the origin."""
-        d, shift, counts = self.d, self.means - self.origin, total.counts[:, None]
-        moments = total.moments[:, :d]
-        sums = moments - counts * shift
+    def moments(self, total: tiles.Sums) -> tuple[NDArray, NDArray]:
+        """First and second moments about the origin."""
+        d = self.d
+        first = total.moments[:, :d].copy()
         if self.kind == "diag":
-            return sums, total.moments[:, d : 2 * d] - shift * (moments + sums)
+            return first, total.moments[:, d : 2 * d].copy()
         if self.kind == "spherical":
-            return sums, total.moments[:, d] - (shift * (moments + sums)).sum(axis=1)
+            return first, total.moments[:, d].copy()
         if self.kind == "tied":
-            products = total.products.reshape(d, -1)[:, :d]
-            return sums, _symmetric(products - shift.T @ moments - sums.T @ shift)
-        scatters = np.empty((self.k, d, d))
+            return first, total.products.reshape(d, -1)[:, :d].copy()
+        seconds = np.empty((self.k, d, d))
         place = 0
-        for i, width in enumerate(tiles.product_widths(d)):
+        for i, width in enumerate(tiles.product_widths(d)):  # products with feature i, from a multiple of 16 on
             block = total.products[place : place + self.k * width].reshape(self.k, width)
-            first = i // 16 * 16
-            scatters[:, i, i:] = block[:, i - first : d - first]
-            scatters[:, i:, i] = scatters[:, i, i:]
+            seconds[:, i, i:] = seconds[:, i:, i] = block[:, i % 16 : i % 16 + d - i]
             place += self.k * width
-        for j in range(self.k):
-            scatters[j] = _symmetric(scatters[j] - np.outer(shift[j], moments[j]) - np.outer(sums[j], shift[j]))
-        return sums, scatters
-
-
-def _symmetric(matrix: NDArray) -> NDArray:
-    return (matrix + matrix.T) / 2
+        return first, seconds

@@ -9,6 +9,7 @@ The covariance type is the type of ``Mixture.shape``: each is compiled only wher
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,11 +19,12 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from fastdc.kernels._lanes import load_columns, padded
-from fastdc.kernels._math import exp2, log2
+from fastdc.kernels._math import exp2
 from fastdc.kernels._numba import jit
 from fastdc.kernels._simd import gemm, sq_dists
 from fastdc.kernels._vectors import LANES, Vectors, index, intrinsic, loop
 
+LN2 = math.log(2.0)
 CHAINS = 4  # vectors of sums that stay in registers
 
 
@@ -69,7 +71,7 @@ class Scratch(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """float64. ``scalars`` are the log-likelihood, to base 2, and the number of rows without one."""
+    """float64. ``scalars`` are the log-likelihood and the number of rows without one."""
 
     scalars: NDArray  # (2,)
     counts: NDArray  # (k,)
@@ -147,6 +149,17 @@ def _sq_distances(shape, columns, whitened, out):
 
 
 @jit(inner=True)
+def _log_joint_tile(x, mixture, scratch):
+    """scratch.tile: log2 of the joint density of up to 64 rows."""
+    tile, log_norm = scratch.tile, mixture.log_norm
+    load_columns(x, mixture.shift, scratch.columns, scratch.corner)
+    sq_distances(mixture.shape, scratch.columns, scratch.whitened, tile)
+    for j in range(tile.shape[0]):
+        for lane in range(LANES):
+            tile[j, lane] = log_norm[j] - tile[j, lane]
+
+
+@jit(inner=True)
 def exponentials(tile, largest, total):
     """Logarithms become 2^(logarithm - largest of the lane); their sums, NaN where no logarithm is finite."""
     for lane in range(LANES):
@@ -155,7 +168,8 @@ def exponentials(tile, largest, total):
         for lane in range(LANES):
             value = tile[j, lane]
             largest[lane] = value if value > largest[lane] else largest[lane]
-    total[:] = 0.0
+    for lane in range(LANES):
+        total[lane] = 0.0
     for j in range(tile.shape[0]):
         for lane in range(LANES):
             value = exp2(tile[j, lane] - largest[lane])
@@ -163,28 +177,38 @@ def exponentials(tile, largest, total):
             total[lane] += value
 
 
-@jit(inner=True)
-def _joint_tile(x, mixture, scratch):
-    """scratch.tile: 2^(log2 of the joint density - largest) of up to 64 rows; fills largest and total."""
-    tile, log_norm = scratch.tile, mixture.log_norm
-    load_columns(x, mixture.shift, scratch.columns, scratch.corner)
-    sq_distances(mixture.shape, scratch.columns, scratch.whitened, tile)
-    for j in range(tile.shape[0]):
-        for lane in range(LANES):
-            tile[j, lane] = log_norm[j] - tile[j, lane]
-    exponentials(tile, scratch.largest, scratch.total)
-
-
 @jit
-def responsibilities_block(x, mixture, scratch, out):
-    """gamma of rows x (m, d) into out (m, k)."""
+def rows_block(x, mixture, scratch, gamma, log_density, labels):
+    """Of rows x (m, d): responsibilities (m, k) unless gamma has no rows, natural log density and label (m,)."""
+    tile, total = scratch.tile, scratch.total
     for start in range(0, x.shape[0], LANES):
-        part = x[start:]
-        _joint_tile(part, mixture, scratch)
-        for lane in range(min(LANES, part.shape[0])):
-            factor = x.dtype.type(1.0 / scratch.total[lane])
-            for j in range(out.shape[1]):
-                out[start + lane, j] = scratch.tile[j, lane] * factor
+        used = min(LANES, x.shape[0] - start)
+        _log_joint_tile(x[start:], mixture, scratch)
+        _most_probable(tile, labels[start : start + used])
+        exponentials(tile, scratch.largest, total)
+        for lane in range(used):
+            row = start + lane
+            if total[lane] > 0:
+                logarithm = np.float64(scratch.largest[lane]) + math.log2(total[lane])
+                log_density[row] = logarithm * LN2
+            else:
+                log_density[row] = np.nan
+                labels[row] = -1
+        if gamma.shape[0] > 0:
+            for lane in range(used):
+                factor = x.dtype.type(1.0 / total[lane])
+                for j in range(tile.shape[0]):
+                    gamma[start + lane, j] = tile[j, lane] * factor
+
+
+@jit(inner=True)
+def _most_probable(tile, labels):
+    for lane in range(labels.shape[0]):
+        best = 0
+        for j in range(1, tile.shape[0]):
+            if tile[j, lane] > tile[best, lane]:
+                best = j
+        labels[lane] = best
 
 
 @jit
@@ -192,7 +216,8 @@ def step_block(x, mixture, scratch, sample_weight, sums):
     """Adds what rows x (m, d) are worth to the sums; a sample_weight of no entries is one for each row."""
     for start in range(0, x.shape[0], LANES):
         part = x[start : start + LANES]
-        _joint_tile(x[start:], mixture, scratch)
+        _log_joint_tile(x[start:], mixture, scratch)
+        exponentials(scratch.tile, scratch.largest, scratch.total)
         log_likelihood, n_invalid = _row_factors(scratch, sample_weight[start:], part.shape[0])
         sums.scalars[0] += log_likelihood
         sums.scalars[1] += n_invalid
@@ -212,8 +237,7 @@ def _row_factors(scratch, sample_weight, used):
         weight = sample_weight[lane] if sample_weight.size > 0 else 1.0
         if scratch.total[lane] > 0:
             scratch.factor[lane] = weight / scratch.total[lane]
-            logarithm = log2(scratch.tile.dtype.type(scratch.total[lane]))
-            log_likelihood += weight * (np.float64(scratch.largest[lane]) + logarithm)
+            log_likelihood += weight * LN2 * (np.float64(scratch.largest[lane]) + math.log2(scratch.total[lane]))
         else:
             n_invalid += 1
     return log_likelihood, n_invalid

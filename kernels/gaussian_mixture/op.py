@@ -1,4 +1,4 @@
-"""Responsibilities, one pass of EM, and the M-step: the docstrings are the specification."""
+"""Responsibilities, densities, one pass of EM, and the M-step: the docstrings are the specification."""
 
 from __future__ import annotations
 
@@ -10,11 +10,25 @@ from torch import Tensor
 
 from fastdc.kernels import _checks
 from fastdc.kernels._backend import choose
-from fastdc.kernels._checks import check_points, check_vector
+from fastdc.kernels._checks import check_not_negative, check_points, check_vector
 from fastdc.kernels.gaussian_mixture import custom_ops
 from fastdc.kernels.gaussian_mixture.checks import check_covariances, check_mixture
-from fastdc.kernels.gaussian_mixture.reference import gmm_responsibilities_reference, gmm_step_reference
+from fastdc.kernels.gaussian_mixture.reference import gmm_rows_reference, gmm_step_reference
 from fastdc.kernels.gaussian_mixture.update import gmm_update_torch
+
+
+class GMMResponsibilities(NamedTuple):
+    """Posterior probabilities of the components, and the log density of each row."""
+
+    responsibilities: Tensor
+    log_density: Tensor
+
+
+class GMMLogDensity(NamedTuple):
+    """The log density of each row, and its most probable component."""
+
+    log_density: Tensor
+    labels: Tensor
 
 
 class GMMStep(NamedTuple):
@@ -48,11 +62,11 @@ def gmm_responsibilities(
     means: Tensor,
     covariances: Tensor,
     weights: Tensor,
-    covariance_type: str = "full",
+    covariance_type: str = "diag",
     *,
     check_finite: bool = False,
     backend: str | None = None,
-) -> Tensor:
+) -> GMMResponsibilities:
     r"""Posterior probabilities of the components of a Gaussian mixture: the E-step.
 
     .. math:: \gamma_{ij} = \frac{w_j \mathcal{N}(x_i; \mu_j, \Sigma_j)}{\sum_l w_l \mathcal{N}(x_i; \mu_l, \Sigma_l)}
@@ -60,7 +74,8 @@ def gmm_responsibilities(
     Same as, in the log domain and without an (n_samples, n_components, n_features) intermediate::
 
         normal = torch.distributions.MultivariateNormal(means, covariances)  # of covariance_type "full"
-        gamma = (weights.log() + normal.log_prob(x[:, None])).softmax(1)
+        log_joint = weights.log() + normal.log_prob(x[:, None])
+        responsibilities, log_density = log_joint.softmax(1), log_joint.logsumexp(1)
 
     Parameters
     ----------
@@ -69,20 +84,23 @@ def gmm_responsibilities(
     means : Tensor of shape (n_components, n_features)
         May differ from x in floating dtype.
     covariances : Tensor
-        Of shape (n_components, n_features, n_features), (n_features, n_features), (n_components, n_features) or
-        (n_components,) for the types "full", "tied", "diag" and "spherical", as in scikit-learn.
+        Of shape (n_components, n_features), (n_components,), (n_features, n_features) or
+        (n_components, n_features, n_features) for the types "diag", "spherical", "tied" and "full", as in
+        scikit-learn.
     weights : Tensor of shape (n_components,)
-        0 or above, not all 0. A component of weight 0 gets no responsibility.
-    covariance_type : {"full", "tied", "diag", "spherical"}
+        0 or above, not all 0, adding up to 1 for a density. A component of weight 0 gets no responsibility.
+    covariance_type : {"diag", "spherical", "tied", "full"}
     check_finite : bool
         Raise ValueError where x or means hold NaN or infinity. Off by default: the check waits for the device.
-    backend : {None, "reference", "numba"}
-        None chooses by device; a name forces it or raises ``BackendError``. On GPUs the op runs in plain torch.
+    backend : {None, "reference", "numba", "triton"}
+        None chooses by device (see ``fastdc.explain``); a name forces it or raises ``BackendError``.
 
     Returns
     -------
-    gamma : Tensor of shape (n_samples, n_components)
-        Rows sum to 1. float64 where x or means is, else float32. NaN where a row is not finite.
+    responsibilities : Tensor of shape (n_samples, n_components)
+        Rows sum to 1. float64 where x or means is, else float32. NaN where a row has no finite density.
+    log_density : Tensor of shape (n_samples,), of the same dtype
+        log sum_j w_j N(x_i; mu_j, Sigma_j).
 
     Raises
     ------
@@ -91,11 +109,13 @@ def gmm_responsibilities(
 
     Notes
     -----
-    Gradients: none; the result is detached.
-    Memory: the result, and 800 bytes a component and thread.
+    Gradients: none; the results are detached.
+    Memory: the results, and on CPUs 800 bytes a component and thread. On GPUs "diag" and "spherical" run in one
+    kernel; "tied" and "full" in torch's products, a chunk of rows and one component at a time.
     Precision: covariances are factored in float64. Densities are computed of differences x - mean ("tied": of rows
     whitened about the mean of the means) in float32 or wider, in the log domain: nothing underflows.
-    Limits: rows whose squared Mahalanobis distances exceed the dtype's range (3.4e38) count as not finite.
+    Limits: a row has no finite density where it is not finite, or where half its least squared Mahalanobis distance
+    exceeds the dtype's range (3.4e38).
     Determinism: same bits for any number of threads on CPUs.
 
     References
@@ -106,17 +126,59 @@ def gmm_responsibilities(
     --------
     >>> import torch
     >>> means, weights = torch.tensor([[0.0], [2.0]]), torch.tensor([0.5, 0.5])
-    >>> gmm_responsibilities(torch.tensor([[1.0]]), means, torch.ones(2), weights, "spherical")
+    >>> gmm_responsibilities(torch.tensor([[1.0]]), means, torch.ones(2), weights, "spherical").responsibilities
     tensor([[0.5000, 0.5000]])
     """
-    check_mixture(x, means, covariances, weights, covariance_type)
-    if check_finite:
-        _checks.check_finite(("x", x), ("means", means))
-    name = _choose("gmm_responsibilities", x, backend)
-    tensors = tuple(t.detach() for t in (x, means, covariances, weights))
-    if name == "reference":
-        return gmm_responsibilities_reference(*tensors, covariance_type)
-    return custom_ops.gmm_responsibilities(*tensors, covariance_type)
+    gamma, log_density, _ = _rows(
+        "gmm_responsibilities", (x, means, covariances, weights), covariance_type, True, check_finite, backend
+    )
+    return GMMResponsibilities(gamma, log_density)
+
+
+def gmm_log_density(
+    x: Tensor,
+    means: Tensor,
+    covariances: Tensor,
+    weights: Tensor,
+    covariance_type: str = "diag",
+    *,
+    check_finite: bool = False,
+    backend: str | None = None,
+) -> GMMLogDensity:
+    """Log density and most probable component of each row, without responsibilities.
+
+    Same as::
+
+        responsibilities, log_density = gmm_responsibilities(x, means, covariances, weights, covariance_type)
+        labels = responsibilities.argmax(1)
+
+    Parameters
+    ----------
+    x, means, covariances, weights, covariance_type, check_finite, backend
+        As in :func:`gmm_responsibilities`.
+
+    Returns
+    -------
+    log_density : Tensor of shape (n_samples,)
+        float64 where x or means is, else float32. scikit-learn's ``score_samples``.
+    labels : Tensor of shape (n_samples,), int64
+        Of equally probable components the first; -1 for a row without a finite density.
+
+    Notes
+    -----
+    As of :func:`gmm_responsibilities`, but nothing of shape (n_samples, n_components) is made.
+
+    Examples
+    --------
+    >>> import torch
+    >>> x, means, weights = torch.tensor([[0.0], [9.0]]), torch.tensor([[0.0], [9.0]]), torch.tensor([0.5, 0.5])
+    >>> gmm_log_density(x, means, torch.ones(2), weights, "spherical").labels
+    tensor([0, 1])
+    """
+    _, log_density, labels = _rows(
+        "gmm_log_density", (x, means, covariances, weights), covariance_type, False, check_finite, backend
+    )
+    return GMMLogDensity(log_density, labels)
 
 
 def gmm_step(
@@ -124,7 +186,7 @@ def gmm_step(
     means: Tensor,
     covariances: Tensor,
     weights: Tensor,
-    covariance_type: str = "full",
+    covariance_type: str = "diag",
     *,
     sample_weight: Tensor | None = None,
     check_finite: bool = False,
@@ -134,7 +196,9 @@ def gmm_step(
 
     Same as, without any (n_samples, n_components) matrix::
 
-        gamma = gmm_responsibilities(x, means, covariances, weights, covariance_type) * sample_weight[:, None]
+        gamma, log_density = gmm_responsibilities(x, means, covariances, weights, covariance_type)
+        gamma = gamma * sample_weight[:, None]
+        log_likelihood = (log_density * sample_weight).sum()
         difference = x[:, None] - means
         counts = gamma.sum(0)
         sums = torch.einsum("nk,nkd->kd", gamma, difference)
@@ -166,8 +230,9 @@ def gmm_step(
     Notes
     -----
     Gradients: none; the results are detached.
-    Memory: per thread 800 bytes a component and 4 KB a feature, and the statistics once more (of "full" half of
-    them, with each row of a matrix rounded up to 16 features).
+    Memory: on CPUs 800 bytes a component and 4 KB a feature for each thread, and the statistics once more. On GPUs
+    "diag" and "spherical" hold three numbers a row and at most 64 MB of partial sums; "tied" and "full" run in
+    torch's products, a chunk of rows and one component at a time.
     Precision: log densities as in :func:`gmm_responsibilities`; sums over rows in float64 about the mean of the
     means, which is exact for float32 rows as long as components lie less than 1e6 standard deviations apart.
     Streaming: call it a chunk of rows at a time with the same parameters; ``GMMStep.merge`` adds up.
@@ -191,18 +256,18 @@ def gmm_step(
         sample_weight = sample_weight.detach()
     if check_finite:
         _checks.check_finite(("x", x), ("means", means), ("sample_weight", sample_weight))
-    name = _choose("gmm_step", x, backend)
+    name = choose("gmm_step", x, backend)
     tensors = tuple(t.detach() for t in (x, means, covariances, weights))
     if name == "reference":
         return GMMStep(*gmm_step_reference(*tensors, sample_weight, covariance_type))
-    return GMMStep(*custom_ops.gmm_step(*tensors, sample_weight, covariance_type))
+    return GMMStep(*custom_ops.gmm_step(name, *tensors, sample_weight, covariance_type))
 
 
 def gmm_update(
     step: GMMStep,
     means: Tensor,
     covariances: Tensor,
-    covariance_type: str = "full",
+    covariance_type: str = "diag",
     reg_covar: float = 1e-6,
 ) -> GMMParameters:
     """New parameters from the statistics of :func:`gmm_step`: the M-step, as scikit-learn's.
@@ -220,7 +285,7 @@ def gmm_update(
         Of all rows, under the parameters given here.
     means, covariances : Tensor
         Those of the step. A component without weight keeps them (scikit-learn moves its mean to zero).
-    covariance_type : {"full", "tied", "diag", "spherical"}
+    covariance_type : {"diag", "spherical", "tied", "full"}
     reg_covar : float, 0 or above
         Added to the diagonals.
 
@@ -239,13 +304,32 @@ def gmm_update(
     """
     check_points(means, "means")
     check_covariances(covariances, means, covariance_type)
-    if not 0.0 <= float(reg_covar) < float("inf"):
-        raise ValueError(f"reg_covar must be a finite number, 0 or above, got {reg_covar}")
+    reg_covar = check_not_negative(reg_covar, "reg_covar")
     for name, value, like in (("sums", step.sums, means), ("scatters", step.scatters, covariances)):
         if value.shape != like.shape:
             raise ValueError(
                 f"step.{name} has shape {tuple(value.shape)}, wanted is {tuple(like.shape)}; give the means, "
                 "covariances and covariance_type of that step"
             )
-    parameters = (means.detach(), covariances.detach(), float(reg_covar), covariance_type)
+    parameters = (means.detach(), covariances.detach(), reg_covar, covariance_type)
     return GMMParameters(*gmm_update_torch(step.counts, step.sums, step.scatters, *parameters))
+
+
+def _rows(
+    op: str,
+    mixture: tuple[Tensor, Tensor, Tensor, Tensor],
+    covariance_type: str,
+    want_responsibilities: bool,
+    check_finite: bool,
+    backend: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Responsibilities, log density and labels of x under the means, covariances and weights of ``mixture``."""
+    x, means, *_ = mixture
+    check_mixture(*mixture, covariance_type)
+    if check_finite:
+        _checks.check_finite(("x", x), ("means", means))
+    name = choose(op, x, backend)
+    tensors = tuple(t.detach() for t in mixture)
+    if name == "reference":
+        return gmm_rows_reference(*tensors, covariance_type)
+    return custom_ops.gmm_rows(name, *tensors, covariance_type, want_responsibilities)

@@ -1,4 +1,4 @@
-"""Parameters from statistics: plain torch on any device."""
+"""From moments to statistics, and from statistics to parameters: plain torch on any device."""
 
 from __future__ import annotations
 
@@ -6,26 +6,49 @@ import torch
 from torch import Tensor
 
 
+def about_means(
+    counts: Tensor, moments: Tensor, seconds: Tensor, shift: Tensor, covariance_type: str
+) -> tuple[Tensor, Tensor]:
+    """sums and scatters about the means, from the first and second moments about an origin, all in float64.
+
+    shift (k, d): the means less the origin. ``seconds`` have the shape of covariances.
+    """
+    sums = moments - counts[:, None] * shift
+    if covariance_type == "diag":
+        return sums, seconds - shift * (moments + sums)
+    if covariance_type == "spherical":
+        return sums, seconds - (shift * (moments + sums)).sum(dim=1)
+    if covariance_type == "tied":
+        scatter = seconds - shift.mT @ moments - sums.mT @ shift
+    else:
+        scatter = seconds - shift[:, :, None] * moments[:, None, :] - sums[:, :, None] * shift[:, None, :]
+    return sums, (scatter + scatter.mT) / 2
+
+
 def gmm_update_torch(
     counts: Tensor, sums: Tensor, scatters: Tensor, means: Tensor, covariances: Tensor, reg_covar: float, kind: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """means, covariances and weights; a component without weight keeps its mean and covariance, and gets weight 0."""
-    filled = counts > 0
-    divisor = torch.where(filled, counts, 1.0)
-    weights = counts / counts.sum()
-    shift = torch.where(filled[:, None], sums / divisor[:, None], 0.0)
-    new_means = means.to(sums.dtype) + shift
+    filled, total = counts > 0, counts.sum()
+    some = total > 0
+    divisor, total = torch.where(filled, counts, 1.0), torch.where(some, total, 1.0)
+    shift = sums / divisor[:, None]
     if kind == "tied":
-        scatter = (scatters - (counts[:, None] * shift).mT @ shift) / counts.sum()
-        new = scatter + reg_covar * torch.eye(means.shape[1], dtype=sums.dtype, device=sums.device)
+        new = (scatters - (counts[:, None] * shift).mT @ shift) / total
+        keep = ~some
+    elif kind == "full":
+        new = scatters / divisor[:, None, None] - shift[:, :, None] * shift[:, None, :]
+        keep = ~filled[:, None, None]
+    elif kind == "diag":
+        new = (scatters / divisor[:, None] - shift.square()).clamp(min=0)
+        keep = ~filled[:, None]
     else:
-        if kind == "full":
-            scatter = scatters / divisor[:, None, None] - shift[:, :, None] * shift[:, None, :]
-            scatter = scatter + reg_covar * torch.eye(means.shape[1], dtype=sums.dtype, device=sums.device)
-        elif kind == "diag":
-            scatter = (scatters / divisor[:, None] - shift.square()).clamp(min=0) + reg_covar
-        else:
-            mean_square = (scatters / divisor - shift.square().sum(dim=1)) / means.shape[1]
-            scatter = mean_square.clamp(min=0) + reg_covar
-        new = torch.where(filled.reshape(-1, *[1] * (scatter.ndim - 1)), scatter, covariances.to(scatter.dtype))
-    return new_means.to(means.dtype), new.to(covariances.dtype), weights.to(means.dtype)
+        new = ((scatters / divisor - shift.square().sum(dim=1)) / means.shape[1]).clamp(min=0)
+        keep = ~filled
+    if kind in ("tied", "full"):
+        new = new + reg_covar * torch.eye(means.shape[1], dtype=sums.dtype, device=sums.device)
+    else:
+        new = new + reg_covar
+    new = torch.where(keep, covariances.to(new.dtype), new)
+    new_means = torch.where(filled[:, None], means.to(sums.dtype) + shift, means.to(sums.dtype))
+    return new_means.to(means.dtype), new.to(covariances.dtype), (counts / total).to(means.dtype)
