@@ -1,8 +1,18 @@
 """``nn.Module`` faces of the differentiable ops, for training code of one's own; one file a family."""
 
+from fastdc.losses.mixture import VaDELoss
 from fastdc.losses.mutual_information import IICLoss, IMSATLoss
 from fastdc.losses.optimal_transport import SwAVLoss
 from fastdc.losses.pairwise import PairwiseBCELoss, SoftNearestNeighborLoss, TripletLoss
 from fastdc.losses.self_training import DECLoss
 
-__all__ = ["DECLoss", "IICLoss", "IMSATLoss", "PairwiseBCELoss", "SoftNearestNeighborLoss", "SwAVLoss", "TripletLoss"]
+__all__ = [
+    "DECLoss",
+    "IICLoss",
+    "IMSATLoss",
+    "PairwiseBCELoss",
+    "SoftNearestNeighborLoss",
+    "SwAVLoss",
+    "TripletLoss",
+    "VaDELoss",
+]

@@ -30,7 +30,7 @@ def find_precisions(means: Tensor, covariances: Tensor, weights: Tensor, covaria
     """Raises ValueError where a covariance is not positive definite or the weights are no weights."""
     wide = widest(means.device)
     n_features = means.shape[1]
-    covariances, weights = covariances.to(wide), weights.to(wide)
+    covariances, weights = covariances.to(wide).contiguous(), weights.to(wide)  # strides must not order sums
     if covariance_type in ("diag", "spherical"):
         factor = covariances.rsqrt()
         is_bad = ~(covariances > 0) | ~torch.isfinite(covariances)

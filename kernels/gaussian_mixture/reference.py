@@ -26,9 +26,9 @@ def log_joint_reference(x: Tensor, means: Tensor, covariances: Tensor, weights: 
     precisions = find_precisions(means, covariances, weights, covariance_type)
     factor = precisions.factor.to(dtype)
     if covariance_type == "tied":
-        shift = means.to(precisions.factor).mean(dim=0)  # whitened once, and near the origin
-        whitened = (x.to(dtype) - shift.to(dtype)) @ factor  # moves 2 n d s
-        y = whitened[:, None] - ((means.to(shift) - shift) @ precisions.factor).to(dtype)  # writes n k d s
+        shift = means.to(dtype).mean(dim=0)  # whitened once, and near the origin
+        whitened = (x.to(dtype) - shift) @ factor  # moves 2 n d s
+        y = whitened[:, None] - ((means.to(precisions.factor) - shift) @ precisions.factor).to(dtype)  # writes n k d s
     else:
         difference = x.to(dtype)[:, None] - means.to(dtype)  # writes n k d s
         if covariance_type == "full":

@@ -61,8 +61,9 @@ def _gmm_rows_kernel(
             x_ptr, stride_xn, stride_xd, m_ptr, stride_mk, stride_md, p_ptr, stride_pk, stride_pd, norm_ptr,
             offs_n, offs_k, N, K, D, ACC,
         )  # fmt: skip
-        top = tl.max(tile, axis=1)
-        first = tl.argmax(tile, axis=1, tie_break_left=True)
+        candidates = tl.where(tile == tile, tile, float("-inf"))
+        top = tl.max(candidates, axis=1)
+        first = tl.argmax(candidates, axis=1, tie_break_left=True)
         label = tl.where(top > largest, start + first, label)
         larger = tl.maximum(largest, top)
         shift = finite_or_zero(larger)  # as long as nothing is finite
