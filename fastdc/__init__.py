@@ -8,6 +8,7 @@ from fastdc._version import __version__
 _HOME = {  # public name -> the module that defines it
     "BackendError": "fastdc.kernels",
     "DEC": "fastdc.methods",
+    "GaussianMixture": "fastdc.cluster",
     "IDEC": "fastdc.methods",
     "KMeans": "fastdc.cluster",
     "adjusted_mutual_info": "fastdc.metrics",
@@ -56,6 +57,7 @@ __all__ = [
     "DEC",
     "IDEC",
     "BackendError",
+    "GaussianMixture",
     "KMeans",
     "__version__",
     "adjusted_mutual_info",
@@ -114,7 +116,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from fastdc.cluster import KMeans
+    from fastdc.cluster import GaussianMixture, KMeans
     from fastdc.kernels import BackendError, explain, use_backend
     from fastdc.kernels.contingency import contingency_table
     from fastdc.kernels.gaussian_mixture import (

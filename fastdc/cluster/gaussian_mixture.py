@@ -1,0 +1,279 @@
+"""A Gaussian mixture as a scikit-learn estimator over arrays and tensors."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from sklearn.base import BaseEstimator, DensityMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from fastdc._input import give_back, read_count, read_points, read_seed
+from fastdc.cluster.kmeans import KMeans
+from fastdc.kernels.gaussian_mixture import (
+    GMMParameters,
+    gmm_log_density,
+    gmm_responsibilities,
+    gmm_step,
+    gmm_update,
+)
+from fastdc.persistence import Saveable
+
+SHARPEST = 1e-6  # of the mean variance: components this narrow assign each row to the nearest mean
+
+
+class _Run(NamedTuple):
+    """Where a run of EM ended."""
+
+    parameters: GMMParameters
+    history: list[dict[str, Any]]
+    converged: bool
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
+    """A mixture of Gaussians by expectation maximisation, with scikit-learn's parameters and results.
+
+    Parameters
+    ----------
+    n_components : int
+        At most the number of samples.
+    covariance_type : {"diag", "spherical", "tied", "full"}
+        A variance a feature and component, one a component, one covariance for all, one a component.
+        (scikit-learn's default is "full".)
+    tol : float
+        A run ends when the mean log-likelihood changes by less.
+    reg_covar : float
+        Added to the variances.
+    max_iter : int
+        Most iterations of a run.
+    n_init : int
+        Runs from different starts, of which the one of largest likelihood counts. Given means run once.
+    means_init : array-like of shape (n_components, n_features), optional
+        Where to start; None starts from k-means. Weights and covariances follow from the nearest of them.
+    device : str or torch.device, optional
+        None computes where a tensor lies, and otherwise on the GPU if there is one.
+    backend : {None, "reference", "numba", "triton"}
+        None chooses by device (see ``fastdc.explain``).
+    check_finite : bool
+        Raise where X holds NaN or infinity. Without the check such rows count for nothing and get label -1.
+    random_state : int, numpy RandomState or Generator, optional
+        The same integer gives the same result. Global random states are left as they were.
+
+    Attributes
+    ----------
+    weights_ : array of shape (n_components,)
+    means_ : array of shape (n_components, n_features)
+    covariances_ : array
+        Of shape (n_components, n_features), (n_components,), (n_features, n_features) or (n_components,
+        n_features, n_features) by ``covariance_type``. All in the dtype of X.
+    converged_ : bool
+        Whether the best run ended by ``tol``.
+    n_iter_ : int
+        Iterations of the best run.
+    lower_bound_ : float
+        Its mean log-likelihood, before the last update.
+    history_ : list of dict
+        A record for each iteration of it: ``run``, ``iteration``, ``lower_bound``, ``n_invalid`` rows.
+    n_features_in_, feature_names_in_
+        As in scikit-learn.
+
+    Notes
+    -----
+    Arrays come back as NumPy arrays, tensors as tensors on the device of the input.
+    Results are the same bits for any number of threads. Memory: no (n_samples, n_components) matrix in ``fit``.
+
+    References
+    ----------
+    Dempster, Laird, Rubin. Maximum Likelihood from Incomplete Data via the EM Algorithm. JRSS B, 1977.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastdc import GaussianMixture
+    >>> X = np.array([[-3.1], [-3.0], [-2.9], [2.8], [3.0], [3.2]])
+    >>> mixture = GaussianMixture(2, random_state=0).fit(X)
+    >>> sorted(round(float(m), 6) for m in mixture.means_[:, 0])
+    [-3.0, 3.0]
+    >>> mixture.weights_
+    array([0.5, 0.5])
+    """
+
+    n_components: int = field(default=1, kw_only=False)
+    covariance_type: str = "diag"
+    tol: float = 1e-3
+    reg_covar: float = 1e-6
+    max_iter: int = 100
+    n_init: int = 1
+    means_init: Any = None
+    device: str | torch.device | None = None
+    backend: str | None = None
+    check_finite: bool = True
+    random_state: Any = None
+
+    def fit(self, X: Any, y: Any = None) -> GaussianMixture:
+        """Find the mixture.
+
+        Parameters
+        ----------
+        X : array-like of shape (n_samples, n_features)
+            Computed in its own precision, float32 or float64.
+        y : ignored
+
+        Returns
+        -------
+        self : fitted estimator
+
+        Raises
+        ------
+        ValueError, TypeError
+            For bad parameters and bad data; also where a covariance is no longer positive definite.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the best run did not end by ``tol``.
+        """
+        before = dict(vars(self))
+        try:
+            with torch.no_grad():
+                self._fit(X)
+        except BaseException:
+            self.__dict__ = before
+            raise
+        return self
+
+    def _fit(self, X: Any) -> None:
+        n_components, n_init = read_count(self.n_components, "n_components"), read_count(self.n_init, "n_init")
+        read_count(self.max_iter, "max_iter")
+        for name in ("tol", "reg_covar"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or above, got {getattr(self, name)}")
+        x = read_points(X, self, reset=True, device=self.device, check_finite=self.check_finite, min_samples=2)
+        read_count(n_components, "n_components", high=len(x), high_name="n_samples")
+        seed = read_seed(self.random_state)
+        best: _Run | None = None
+        for run in range(1, 2 if self.means_init is not None else n_init + 1):
+            found = self._maximise(x, self._start(x, n_components, seed + run - 1), run)
+            if best is None or found.history[-1]["lower_bound"] > best.history[-1]["lower_bound"]:
+                best = found
+        assert best is not None, "there is at least one run"
+        if not best.converged:
+            warnings.warn(
+                f"The best run did not converge in max_iter={self.max_iter} iterations; raise max_iter or tol, or "
+                "look for degenerate data",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        self.means_, self.covariances_, self.weights_ = (give_back(t, X) for t in best.parameters)
+        self.converged_ = best.converged
+        self.n_iter_ = len(best.history)
+        self.lower_bound_ = best.history[-1]["lower_bound"]
+        self.history_ = best.history
+
+    def _start(self, x: Tensor, n_components: int, seed: int) -> GMMParameters:
+        """Parameters that follow from the rows nearest to each mean."""
+        if self.means_init is None:
+            kmeans = KMeans(n_components, backend=self.backend, check_finite=False, random_state=seed)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # rows may repeat
+                means = kmeans.fit(x).cluster_centers_
+        else:
+            means = read_points(self.means_init, dtype=x.dtype, device=x.device)
+            if means.shape != (n_components, x.shape[1]):
+                raise ValueError(
+                    f"means_init has shape {tuple(means.shape)}, wanted are (n_components, n_features) = "
+                    f"{(n_components, x.shape[1])}"
+                )
+        rows = x if self.check_finite else x[x.isfinite().all(dim=1)]
+        variance = float(rows.var(dim=0, correction=0).mean()) if len(rows) else 0.0
+        narrow = variance * SHARPEST if variance > 0 else 1.0
+        d = x.shape[1]
+        round_ones = {
+            "diag": lambda: x.new_full((n_components, d), narrow),
+            "spherical": lambda: x.new_full((n_components,), narrow),
+            "tied": lambda: narrow * torch.eye(d, dtype=x.dtype, device=x.device),
+            "full": lambda: (narrow * torch.eye(d, dtype=x.dtype, device=x.device)).repeat(n_components, 1, 1),
+        }
+        if self.covariance_type not in round_ones:
+            raise ValueError(f"covariance_type must be one of {tuple(round_ones)}, got {self.covariance_type!r}")
+        covariances = round_ones[self.covariance_type]()
+        weights = torch.full_like(means[:, 0], 1.0 / n_components)
+        return self._update(x, GMMParameters(means, covariances, weights))[1]
+
+    def _update(self, x: Tensor, parameters: GMMParameters) -> tuple[dict[str, Any], GMMParameters]:
+        """An iteration: its record, and new parameters."""
+        step = gmm_step(x, *parameters, self.covariance_type, backend=self.backend)
+        log_likelihood, n_invalid = torch.stack([step.log_likelihood, step.n_invalid.double()]).tolist()
+        if n_invalid == len(x) or (n_invalid and self.check_finite):
+            raise ValueError(
+                f"{int(n_invalid)} rows of X have no finite density; scale the features "
+                "(sklearn.preprocessing.StandardScaler) or pass float64"
+            )
+        record = {"lower_bound": log_likelihood / (len(x) - n_invalid), "n_invalid": int(n_invalid)}
+        means, covariances, _ = parameters
+        return record, gmm_update(step, means, covariances, self.covariance_type, self.reg_covar)
+
+    def _maximise(self, x: Tensor, parameters: GMMParameters, run: int) -> _Run:
+        history: list[dict[str, Any]] = []
+        bound = -math.inf
+        for iteration in range(1, self.max_iter + 1):
+            record, parameters = self._update(x, parameters)
+            history.append({"run": run, "iteration": iteration, **record})
+            change, bound = record["lower_bound"] - bound, record["lower_bound"]
+            if abs(change) < self.tol:
+                return _Run(parameters, history, True)
+        return _Run(parameters, history, False)
+
+    def fit_predict(self, X: Any, y: Any = None) -> Any:
+        """Fit, and the most probable component of each row, int32."""
+        return self.fit(X).predict(X)
+
+    def predict(self, X: Any) -> Any:
+        """Most probable component of each row, int32."""
+        return give_back(self._log_density(X).labels.to(torch.int32), X)
+
+    def predict_proba(self, X: Any) -> Any:
+        """Responsibilities, of shape (n_samples, n_components)."""
+        x, mixture = self._read(X)
+        found = gmm_responsibilities(x, *mixture, self.covariance_type, backend=self.backend)
+        return give_back(found.responsibilities, X)
+
+    def score_samples(self, X: Any) -> Any:
+        """Log density of each row."""
+        return give_back(self._log_density(X).log_density, X)
+
+    def score(self, X: Any, y: Any = None) -> float:
+        """Mean log density of the rows."""
+        return float(self._log_density(X).log_density.double().mean())
+
+    def bic(self, X: Any) -> float:
+        """Bayesian information criterion: the lower the better."""
+        n = len(X)
+        return -2 * self.score(X) * n + self._n_parameters() * math.log(n)
+
+    def aic(self, X: Any) -> float:
+        """Akaike information criterion: the lower the better."""
+        return -2 * self.score(X) * len(X) + 2 * self._n_parameters()
+
+    def _log_density(self, X: Any) -> Any:
+        x, mixture = self._read(X)
+        return gmm_log_density(x, *mixture, self.covariance_type, backend=self.backend)
+
+    def _read(self, X: Any) -> tuple[Tensor, GMMParameters]:
+        """Rows like those of fit, and the mixture beside them."""
+        check_is_fitted(self)
+        x = read_points(X, self, device=self.device, check_finite=self.check_finite)
+        fitted = (self.means_, self.covariances_, self.weights_)
+        return x, GMMParameters(*(torch.as_tensor(value, device=x.device) for value in fitted))
+
+    def _n_parameters(self) -> int:
+        k, d = self.means_.shape
+        symmetric = d * (d + 1) // 2
+        of_covariances = {"diag": k * d, "spherical": k, "tied": symmetric, "full": k * symmetric}
+        return of_covariances[self.covariance_type] + k * d + k - 1
