@@ -36,7 +36,7 @@ class Components(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Of a block, each (m, d); and largest log_var that has a variance."""
+    """Of a block, or the gradients of one: each (m, d)."""
 
     z: NDArray
     mu: NDArray
@@ -48,7 +48,7 @@ class Scratch(NamedTuple):
 
     z: NDArray  # (padded, 64)
     e: NDArray  # (padded, 64)
-    w: NDArray  # (padded, 64)
+    half_w: NDArray  # (padded, 64): w / 2
     variance: NDArray  # (padded, 64): s2
     gamma: NDArray  # (k, 64): A, then gamma
     quotient: NDArray  # (k, 64): Q, then G
@@ -95,15 +95,15 @@ def _load(rows, start, largest_log_var, scratch):
     load_columns(rows.z[start:], scratch.zeros, scratch.z, scratch.corner)
     load_columns(rows.mu[start:], scratch.zeros, scratch.e, scratch.corner)
     load_columns(rows.log_var[start:], scratch.zeros, scratch.variance, scratch.corner)
-    infinite = scratch.z.dtype.type(np.inf)
+    infinite, half = scratch.z.dtype.type(np.inf), scratch.z.dtype.type(0.5)
     for d in range(rows.z.shape[1]):
-        z, e, w, variance = scratch.z[d], scratch.e[d], scratch.w[d], scratch.variance[d]
+        z, e, half_w, variance = scratch.z[d], scratch.e[d], scratch.half_w[d], scratch.variance[d]
         for lane in range(LANES):
             value = exp(variance[lane])
             variance[lane] = infinite if variance[lane] > largest_log_var else value
             e[lane] -= z[lane]
         for lane in range(LANES):
-            w[lane] = multiply_add(e[lane], e[lane], variance[lane])
+            half_w[lane] = half * multiply_add(e[lane], e[lane], variance[lane])
 
 
 @jit(inner=True)
@@ -117,11 +117,11 @@ def _joint_tile(components, n_features, scratch):
             quotient[lane] = 0
         for d in range(n_features):
             mean, p = components.means[j, d], components.precisions[j, d]
-            z, e, w = scratch.z[d], scratch.e[d], scratch.w[d]
+            z, e, half_w = scratch.z[d], scratch.e[d], scratch.half_w[d]
             for lane in range(LANES):
                 t = z[lane] - mean
                 log_joint[lane] = multiply_add(-half * p * t, t, log_joint[lane])
-                quotient[lane] = multiply_add(p, multiply_add(e[lane], t, half * w[lane]), quotient[lane])
+                quotient[lane] = multiply_add(p, multiply_add(e[lane], t, half_w[lane]), quotient[lane])
 
 
 @jit(inner=True)
@@ -178,7 +178,7 @@ def _add_masses(scratch, mass):
 
 
 @jit(inner=True, reassociate=True)
-def _component_sums(mean, z, e, w, gamma, slope):
+def _component_sums(mean, z, e, half_w, gamma, slope):
     """Sums over lanes of H t - gamma e and of H t^2 - gamma (w + 2 e t)."""
     number = z.dtype.type
     first, second = number(0), number(0)
@@ -186,7 +186,7 @@ def _component_sums(mean, z, e, w, gamma, slope):
         t = z[lane] - mean
         weight = slope[lane] - gamma[lane]
         first += weight * t - gamma[lane] * e[lane]
-        second += weight * t * t - gamma[lane] * (w[lane] + number(2) * e[lane] * t)
+        second += weight * t * t - number(2) * gamma[lane] * (half_w[lane] + e[lane] * t)
     return first, second
 
 
@@ -195,7 +195,7 @@ def _add_component_sums(means, scratch, first, second):
     for j in range(means.shape[0]):
         gamma, slope = scratch.gamma[j], scratch.quotient[j]
         for d in range(means.shape[1]):
-            a, b = _component_sums(means[j, d], scratch.z[d], scratch.e[d], scratch.w[d], gamma, slope)
+            a, b = _component_sums(means[j, d], scratch.z[d], scratch.e[d], scratch.half_w[d], gamma, slope)
             first[j, d] += a
             second[j, d] += b
 
