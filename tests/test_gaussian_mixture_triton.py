@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
 from fastdc.kernels._triton import Chip, launch
 from fastdc.kernels.gaussian_mixture import triton_tiles, triton_vade_tiles
+from fastdc.kernels.gaussian_mixture.triton_vade import launch_of
 
 CASES = str(Path(__file__).with_name("gaussian_mixture_triton_cases.py"))
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", CASES)
@@ -23,12 +24,12 @@ KERNELS = [
     (triton_tiles._gmm_rows_kernel, {}),
     (triton_tiles._gmm_responsibilities_kernel, {}),
     (triton_tiles._gmm_moments_kernel, {}),
-    (triton_vade_tiles._vade_rows_kernel, {"NEED_ROWS": True, "DETACHED": False}),
+    (triton_vade_tiles._vade_rows_kernel, {}),
+    (triton_vade_tiles._vade_gradients_kernel, {"DETACHED": False}),
     (triton_vade_tiles._vade_components_kernel, {"DETACHED": False}),
 ]
 VARIANTS = [
-    (triton_vade_tiles._vade_rows_kernel, {"NEED_ROWS": False, "DETACHED": False}),
-    (triton_vade_tiles._vade_rows_kernel, {"NEED_ROWS": True, "DETACHED": True}),
+    (triton_vade_tiles._vade_gradients_kernel, {"DETACHED": True}),
     (triton_vade_tiles._vade_components_kernel, {"DETACHED": True}),
 ]
 WIDE = ("counts_ptr", "sums_ptr", "squares_ptr", "loss_ptr", "mass_ptr", "first_ptr", "second_ptr")
@@ -47,7 +48,9 @@ def test_on_the_gpu():
 
 def build(kernel, constants, chip, dtype="fp32", rows="fp32", aligned=True):
     """One kernel as a call with row-major rows would build it."""
-    choice = launch(100, "ieee", 8 if dtype == "fp64" else 4, Chip(100, CAPABILITY[chip]))
+    itemsize, described = 8 if dtype == "fp64" else 4, Chip(100, CAPABILITY[chip])
+    is_vade = "z_ptr" in kernel.arg_names
+    choice = launch_of(100, itemsize, described) if is_vade else launch(100, "ieee", itemsize, described)
     types = {argument: f"*{dtype}" if argument.endswith("_ptr") else "i32" for argument in kernel.arg_names}
     types |= dict.fromkeys(WIDE, "*fp64") | dict.fromkeys(ROWS, f"*{rows}") | {"labels_ptr": "*i64"}
     fixed = {"BLOCK_N": choice.block_n, "BLOCK_K": choice.block_k, **constants}

@@ -1,4 +1,4 @@
-"""GPU kernel of VaDE's loss: the rows with their gradients in one kernel, the components' in another."""
+"""GPU kernels of VaDE's loss: what rows are worth, then the gradients of rows, and those of components."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import Launch, chip_of, launch, row_splits
+from fastdc.kernels._triton import Chip, Launch, chip_of, launch, row_splits
 from fastdc.kernels.gaussian_mixture import triton_vade_tiles as tiles
 
 
@@ -25,7 +25,7 @@ def vade_loss(
     dtype = working_dtype(z, mu, log_var, means, log_vars, log_weights)
     z, mu, log_var, means, log_vars, log_weights = (t.detach() for t in (z, mu, log_var, means, log_vars, log_weights))
     (n, d), k = z.shape, means.shape[0]
-    choice: Launch = launch(k, "ieee", dtype.itemsize, chip_of(z))
+    choice = launch_of(k, dtype.itemsize, chip_of(z))
     row_programs, component_programs = triton.cdiv(n, choice.block_n), triton.cdiv(k, choice.block_k)
     precision = log_vars.double().neg().exp()
     log_norm = log_weights.double() - log_vars.double().sum(dim=1) / 2
@@ -35,15 +35,17 @@ def vade_loss(
     losses = torch.empty(row_programs, dtype=torch.float64, device=z.device)
     need_rows = any(needs[:3])
     grads = [torch.empty((n, d) if need_rows else (0,), dtype=dtype, device=z.device) for _ in range(3)]
-    options = {
-        "DETACHED": detach_responsibilities,
+    blocks = {
         "BLOCK_N": choice.block_n,
         "BLOCK_K": choice.block_k,
         "num_warps": choice.num_warps,
         "num_stages": choice.num_stages,
     }
+    options = {"DETACHED": detach_responsibilities, **blocks}
     with torch.cuda.device_of(z):
-        tiles._vade_rows_kernel[(row_programs,)](*given, *kept, losses, *grads, n, k, d, NEED_ROWS=need_rows, **options)
+        tiles._vade_rows_kernel[(row_programs,)](*given, *kept, losses, n, k, d, **blocks)
+        if need_rows:
+            tiles._vade_gradients_kernel[(row_programs,)](*given, *kept, *grads, n, k, d, **options)
     grads = [grad if need else grad.new_empty(0) for grad, need in zip(grads, needs)]
     of_components = [z.new_empty(0, dtype=dtype) for _ in range(3)]
     if any(needs[3:]):
@@ -58,3 +60,9 @@ def vade_loss(
         found = (precision * first, (precision * second - mass[:, None]) / 2, mass)
         of_components = [g.to(dtype) if need else e for g, e, need in zip(found, of_components, needs[3:])]
     return losses.sum().to(dtype), grads[0], grads[1], grads[2], *of_components
+
+
+def launch_of(n_components: int, itemsize: int, chip: Chip) -> Launch:
+    """Half the rows of other kernels: a tile holds two numbers a pair."""
+    choice = launch(n_components, "ieee", itemsize, chip)
+    return choice._replace(block_n=choice.block_n // 2)

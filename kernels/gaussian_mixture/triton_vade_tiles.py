@@ -53,10 +53,10 @@ def slopes(log_joint, quotient, largest, total, mean, DETACHED: tl.constexpr):
 @triton.jit(do_not_specialize=RUNTIME)
 def _vade_rows_kernel(
     z_ptr, stride_zn, stride_zd, u_ptr, stride_un, stride_ud, v_ptr, stride_vn, stride_vd, m_ptr, p_ptr, norm_ptr,
-    largest_ptr, total_ptr, mean_ptr, loss_ptr, grad_z_ptr, grad_u_ptr, grad_v_ptr, N, K, D,
-    DETACHED: tl.constexpr, NEED_ROWS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    largest_ptr, total_ptr, mean_ptr, loss_ptr, N, K, D,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Loss of BLOCK_N rows into loss (programs,), what the rows keep, and the gradients of z, mu and log_var (N, D)."""
+    """Loss of BLOCK_N rows into loss (programs,), and what the rows keep (N,)."""
     ACC: tl.constexpr = largest_ptr.dtype.element_ty
     pid = tl.program_id(0).to(tl.int64)
     offs_n = pid * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -85,30 +85,44 @@ def _vade_rows_kernel(
     tl.store(largest_ptr + offs_n, largest, mask=mask_n)
     tl.store(total_ptr + offs_n, total, mask=mask_n)
     tl.store(mean_ptr + offs_n, mean, mask=mask_n)
-    if NEED_ROWS:
-        for start in range(0, K, BLOCK_K):
-            offs_k = start + tl.arange(0, BLOCK_K).to(tl.int64)
-            mask_k = offs_k < K
-            log_joint, quotient = joint_tile(
-                z_ptr, stride_zn, stride_zd, u_ptr, stride_un, stride_ud, v_ptr, stride_vn, stride_vd,
-                m_ptr, p_ptr, norm_ptr, offs_n, offs_k, N, K, D, ACC,
-            )  # fmt: skip
-            gamma, slope = slopes(log_joint, quotient, largest, total, mean, DETACHED)
-            again = mask_n & (offs_n * 0 + start > 0)
-            tl.debug_barrier()  # other threads may have stored what is loaded here
-            for d in range(0, D):
-                z = load_feature(z_ptr, stride_zn, stride_zd, offs_n, d, mask_n, ACC)
-                e = load_feature(u_ptr, stride_un, stride_ud, offs_n, d, mask_n, ACC) - z
-                variance = tl.exp(load_feature(v_ptr, stride_vn, stride_vd, offs_n, d, mask_n, ACC))
-                p = load_component(p_ptr, offs_k, d, mask_k, D)[None, :]
-                t = z[:, None] - load_component(m_ptr, offs_k, d, mask_k, D)[None, :]
-                place = offs_n * D + d
-                before = tl.load(grad_z_ptr + place, mask=again, other=0.0)
-                tl.store(grad_z_ptr + place, before - tl.sum(slope * p * t, axis=1), mask=mask_n)
-                before = tl.load(grad_u_ptr + place, mask=again, other=0.0)
-                tl.store(grad_u_ptr + place, before + tl.sum(gamma * p * (t + e[:, None]), axis=1), mask=mask_n)
-                before = tl.load(grad_v_ptr + place, mask=again, other=-0.5)
-                tl.store(grad_v_ptr + place, before + 0.5 * variance * tl.sum(gamma * p, axis=1), mask=mask_n)
+
+
+@triton.jit(do_not_specialize=RUNTIME)
+def _vade_gradients_kernel(
+    z_ptr, stride_zn, stride_zd, u_ptr, stride_un, stride_ud, v_ptr, stride_vn, stride_vd, m_ptr, p_ptr, norm_ptr,
+    largest_ptr, total_ptr, mean_ptr, grad_z_ptr, grad_u_ptr, grad_v_ptr, N, K, D,
+    DETACHED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Gradients of z, mu and log_var (N, D) of BLOCK_N rows."""
+    ACC: tl.constexpr = largest_ptr.dtype.element_ty
+    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < N
+    largest = tl.load(largest_ptr + offs_n, mask=mask_n, other=0.0)
+    total = tl.load(total_ptr + offs_n, mask=mask_n, other=1.0)
+    mean = tl.load(mean_ptr + offs_n, mask=mask_n, other=0.0)
+    for start in range(0, K, BLOCK_K):
+        offs_k = start + tl.arange(0, BLOCK_K).to(tl.int64)
+        mask_k = offs_k < K
+        log_joint, quotient = joint_tile(
+            z_ptr, stride_zn, stride_zd, u_ptr, stride_un, stride_ud, v_ptr, stride_vn, stride_vd,
+            m_ptr, p_ptr, norm_ptr, offs_n, offs_k, N, K, D, ACC,
+        )  # fmt: skip
+        gamma, slope = slopes(log_joint, quotient, largest, total, mean, DETACHED)
+        again = mask_n & (offs_n * 0 + start > 0)
+        tl.debug_barrier()  # other threads may have stored what is loaded here
+        for d in range(0, D):
+            z = load_feature(z_ptr, stride_zn, stride_zd, offs_n, d, mask_n, ACC)
+            e = load_feature(u_ptr, stride_un, stride_ud, offs_n, d, mask_n, ACC) - z
+            variance = tl.exp(load_feature(v_ptr, stride_vn, stride_vd, offs_n, d, mask_n, ACC))
+            p = load_component(p_ptr, offs_k, d, mask_k, D)[None, :]
+            t = z[:, None] - load_component(m_ptr, offs_k, d, mask_k, D)[None, :]
+            place = offs_n * D + d
+            before = tl.load(grad_z_ptr + place, mask=again, other=0.0)
+            tl.store(grad_z_ptr + place, before - tl.sum(slope * p * t, axis=1), mask=mask_n)
+            before = tl.load(grad_u_ptr + place, mask=again, other=0.0)
+            tl.store(grad_u_ptr + place, before + tl.sum(gamma * p * (t + e[:, None]), axis=1), mask=mask_n)
+            before = tl.load(grad_v_ptr + place, mask=again, other=-0.5)
+            tl.store(grad_v_ptr + place, before + 0.5 * variance * tl.sum(gamma * p, axis=1), mask=mask_n)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
