@@ -122,7 +122,7 @@ def test_chunks_add_up(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_bits_for_any_number_of_threads(kind, set_threads):
-    mixture = make_mixture(3000, 7, 5, kind)
+    mixture = make_mixture(20_000, 7, 5, kind)  # several blocks
     results = []
     for threads in (1, 2, 5):
         set_threads(threads)

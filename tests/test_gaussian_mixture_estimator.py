@@ -78,7 +78,7 @@ def test_tensors_come_back_as_tensors():
 
 
 def test_same_bits_for_any_number_of_threads(set_threads):
-    x, results = make_blobs(3000, dtype=np.float32), []
+    x, results = make_blobs(40_000, dtype=np.float32), []
     for threads in (1, 3):
         set_threads(threads)
         results.append(GaussianMixture(4, random_state=3).fit(x))

@@ -80,7 +80,7 @@ def test_numba_matches(dtype, detached):
 
 
 def test_same_bits_for_any_number_of_threads(set_threads):
-    tensors = make_latent(3000, 7, 5)
+    tensors = make_latent(20_000, 7, 5)  # several blocks
     results = []
     for threads in (1, 2, 5):
         set_threads(threads)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdc.kernels._lanes import make_corner, padded
-from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
+from fastdc.kernels._parallel import block_rows, distances_ns, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
 from fastdc.kernels._simd import prepare
@@ -120,7 +120,8 @@ class _Job:
             shift[: self.d] = self.origin
         log_norm = (precisions.log_norm.numpy() * LOG2E).astype(self.dtype)
         self.mixture = tiles.Mixture(shape, log_norm, shift, self.origin)
-        self.block = block_rows(self.n)
+        features = self.d * self.d if covariance_type == "full" else self.d
+        self.block = block_rows(self.n, row_ns=distances_ns(features, self.k))
         self.scratch = [self._make_scratch() for _ in range(n_workers(-(-self.n // self.block)))]
 
     def _make_scratch(self) -> tiles.Scratch:

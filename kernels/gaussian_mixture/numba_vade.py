@@ -13,7 +13,7 @@ from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
 from fastdc.kernels._vectors import LANES
 from fastdc.kernels.gaussian_mixture import numba_vade_tiles as tiles
 
-SMALLEST_BLOCK = 512  # rows: with fewer, calling a kernel costs more than its work
+TERM_NS = 1.5  # nanoseconds that a feature of a row and component takes, gradients included
 LARGEST_LOG_VAR = {np.dtype(np.float32): 88.0, np.dtype(np.float64): 709.0}  # whose exponentials are finite
 
 
@@ -34,7 +34,7 @@ def vade_loss(
     components, precision = _components(means, log_vars, log_weights, dtype)
     grads = [empty((n, d) if need else (0, d), dtype) for need in needs[:3]]
     grad_rows = [grad.numpy() for grad in grads]
-    block = block_rows(n, SMALLEST_BLOCK)
+    block = block_rows(n, row_ns=TERM_NS * k * (d + 3))
     workers = range(n_workers(-(-n // block)))
     scratch = [_scratch(k, d, dtype) for _ in workers]
     total, *partial = (_sums(k, d, needs[3] or needs[4]) for _ in (None, *workers))
