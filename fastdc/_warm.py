@@ -14,6 +14,7 @@ from fastdc.kernels import (
     OPS,
     contingency,
     gaussian_mixture,
+    graph,
     kmeans,
     mutual_information,
     neighbors,
@@ -143,6 +144,29 @@ def _vade_loss(x: Tensor, means: Tensor) -> None:
     gaussian_mixture.vade_loss(*leaves).backward()
 
 
+def _ring(x: Tensor) -> Tensor:
+    nodes = torch.arange(len(x))
+    return torch.stack([nodes, nodes.roll(1)])
+
+
+def _laplacian_loss(x: Tensor, centers: Tensor) -> None:
+    weights = torch.ones(len(x), dtype=x.dtype, requires_grad=True)
+    for w in (None, weights):
+        graph.laplacian_loss(x.clone().requires_grad_(), _ring(x), w).backward()
+        graph.laplacian_loss(x, _ring(x), None if w is None else w.detach())
+
+
+def _propagate(x: Tensor, centers: Tensor) -> None:
+    adjacency = torch.eye(len(x), dtype=x.dtype).to_sparse_csr()
+    graph.propagate(adjacency, x.clone().requires_grad_()).sum().backward()
+
+
+def _neighbor_consistency_loss(x: Tensor, centers: Tensor) -> None:
+    for from_logits, rows in ((True, x), (False, x.softmax(1))):
+        pair = rows.clone().requires_grad_(), rows.roll(1, 0).requires_grad_()
+        graph.neighbor_consistency_loss(*pair, from_logits=from_logits).backward()
+
+
 _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "student_t_assign": _student_t_assign,
     "student_t_statistics": _student_t_statistics,
@@ -175,4 +199,8 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "gmm_log_density": _gmm_log_density,
     "gmm_step": _gmm_step,
     "vade_loss": _vade_loss,
+    "laplacian_loss": _laplacian_loss,
+    "heat_weights": lambda x, centers: graph.heat_weights(x, _ring(x)),
+    "propagate": _propagate,
+    "neighbor_consistency_loss": _neighbor_consistency_loss,
 }

@@ -37,6 +37,10 @@ OPS = {  # public op -> its room
     "gmm_log_density": "gaussian_mixture",
     "gmm_step": "gaussian_mixture",
     "vade_loss": "gaussian_mixture",
+    "laplacian_loss": "graph",
+    "heat_weights": "graph",
+    "propagate": "graph",
+    "neighbor_consistency_loss": "graph",
 }
 
 __all__ = ["OPS", "BackendError", "Choice", "Hardware", "choose", "explain", "use_backend"]

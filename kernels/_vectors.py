@@ -87,6 +87,29 @@ class Vectors:
         function_type = ir.FunctionType(self.scalar, [self.type])
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, function_type, name), [vector])
 
+    def load_some(self, pointer: Any, mask: Any) -> Any:
+        """Zero in the lanes that the mask leaves out, whose memory is not touched."""
+        vector = self.builder.bitcast(pointer, self.type.as_pointer())
+        name = f"llvm.masked.load.v{self.size}f{self.bits}.p0"
+        function_type = ir.FunctionType(self.type, [vector.type, ir.IntType(32), mask.type, self.type])
+        function = cgutils.get_or_insert_function(self.builder.module, function_type, name)
+        return self.builder.call(function, [vector, ir.Constant(ir.IntType(32), 4), mask, self.zeros()])
+
+    def store_some(self, value: Any, pointer: Any, mask: Any) -> None:
+        """Lanes that the mask leaves out are not written."""
+        vector = self.builder.bitcast(pointer, self.type.as_pointer())
+        name = f"llvm.masked.store.v{self.size}f{self.bits}.p0"
+        function_type = ir.FunctionType(ir.VoidType(), [self.type, vector.type, ir.IntType(32), mask.type])
+        function = cgutils.get_or_insert_function(self.builder.module, function_type, name)
+        self.builder.call(function, [value, vector, ir.Constant(ir.IntType(32), 4), mask])
+
+    def total(self, vector: Any) -> Any:
+        """Sum of a vector, lane after lane."""
+        name = f"llvm.vector.reduce.fadd.v{self.size}f{self.bits}"
+        function_type = ir.FunctionType(self.scalar, [self.scalar, self.type])
+        function = cgutils.get_or_insert_function(self.builder.module, function_type, name)
+        return self.builder.call(function, [ir.Constant(self.scalar, 0.0), vector])
+
     def zeros(self) -> Any:
         return ir.Constant(self.type, [0.0] * self.size)
 

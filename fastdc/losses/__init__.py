@@ -1,5 +1,6 @@
 """``nn.Module`` faces of the differentiable ops, for training code of one's own; one file a family."""
 
+from fastdc.losses.graph import LaplacianLoss, LocalityPreservingLoss, SCANLoss
 from fastdc.losses.mixture import VaDELoss
 from fastdc.losses.mutual_information import IICLoss, IMSATLoss
 from fastdc.losses.optimal_transport import SwAVLoss
@@ -10,7 +11,10 @@ __all__ = [
     "DECLoss",
     "IICLoss",
     "IMSATLoss",
+    "LaplacianLoss",
+    "LocalityPreservingLoss",
     "PairwiseBCELoss",
+    "SCANLoss",
     "SoftNearestNeighborLoss",
     "SwAVLoss",
     "TripletLoss",

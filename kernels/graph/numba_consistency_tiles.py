@@ -1,0 +1,140 @@
+"""Compiled blocks of the consistency of neighbours. A tile is (padded, 64): 64 rows in lanes, a cluster a row of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdc.kernels._lanes import load_columns, make_corner, padded, store_columns
+from fastdc.kernels._math import exp, log2
+from fastdc.kernels._numba import jit
+from fastdc.kernels._vectors import LANES
+from fastdc.kernels.graph.reference import FARTHEST
+
+_LN2 = float(np.log(2.0))
+_FARTHEST = float(FARTHEST)
+_TINY_32, _TINY_64 = float(np.finfo(np.float32).tiny), float(np.finfo(np.float64).tiny)
+
+
+class Scratch(NamedTuple):
+    """What one worker owns."""
+
+    anchor: NDArray  # (padded, 64)
+    neighbor: NDArray  # (padded, 64)
+    gradient: NDArray  # (padded, 64)
+    zeros: NDArray  # (padded,)
+    corner: NDArray
+
+
+def make_scratch(n_clusters: int, dtype: np.dtype) -> Scratch:
+    anchor, neighbor, gradient = (np.empty((padded(n_clusters), LANES), dtype) for _ in range(3))
+    return Scratch(anchor, neighbor, gradient, np.zeros(padded(n_clusters), dtype), make_corner(dtype))
+
+
+@jit
+def consistency_block(anchor, neighbor, from_logits, scratch, grad_anchor, grad_neighbor):
+    """Sum over rows (m, k) of -ln <p_i, p_j>, float64; gradients into (m, k), or of no rows where not wanted."""
+    k = anchor.shape[1]
+    a, b, gradient = scratch.anchor[:k], scratch.neighbor[:k], scratch.gradient[:k]
+    dot, largest = np.empty(LANES, anchor.dtype), np.empty(LANES, anchor.dtype)
+    loss = 0.0
+    for start in range(0, anchor.shape[0], LANES):
+        m = min(LANES, anchor.shape[0] - start)
+        load_columns(anchor[start : start + m], scratch.zeros, scratch.anchor, scratch.corner)
+        load_columns(neighbor[start : start + m], scratch.zeros, scratch.neighbor, scratch.corner)
+        if from_logits:
+            _log_softmax(a, largest, dot)
+            _log_softmax(b, largest, dot)
+        else:
+            _logarithms(a)
+            _logarithms(b)
+        _log_dot(a, b, largest, dot)
+        for lane in range(m):
+            loss -= np.float64(dot[lane])
+        if grad_anchor.shape[0] > 0:
+            _gradient(a, b, dot, from_logits, gradient)
+            store_columns(scratch.gradient, m, grad_anchor[start:], scratch.corner)
+        if grad_neighbor.shape[0] > 0:
+            _gradient(b, a, dot, from_logits, gradient)
+            store_columns(scratch.gradient, m, grad_neighbor[start:], scratch.corner)
+    return loss
+
+
+@jit(inner=True)
+def _log_softmax(x, largest, total):
+    """Logits x (k, 64) become logarithms of probabilities."""
+    floor = x.dtype.type(-_FARTHEST)
+    for lane in range(LANES):
+        largest[lane], total[lane] = x[0, lane], x.dtype.type(0)
+    for j in range(1, x.shape[0]):
+        row = x[j]
+        for lane in range(LANES):
+            largest[lane] = row[lane] if row[lane] > largest[lane] else largest[lane]
+    for j in range(x.shape[0]):
+        row = x[j]
+        for lane in range(LANES):
+            below = row[lane] - largest[lane]
+            row[lane] = floor if below < floor else below  # leaves NaN
+        for lane in range(LANES):
+            total[lane] += exp(row[lane])
+    _to_logarithm(total)
+    for j in range(x.shape[0]):
+        row = x[j]
+        for lane in range(LANES):
+            row[lane] -= total[lane]
+
+
+@jit(inner=True)
+def _logarithms(p):
+    """Probabilities p (k, 64) become logarithms, of p = 0 that of the smallest normal number."""
+    tiny = p.dtype.type(_TINY_32 if p.itemsize == 4 else _TINY_64)
+    for j in range(p.shape[0]):
+        row = p[j]
+        for lane in range(LANES):
+            row[lane] += tiny
+        _to_logarithm(row)
+
+
+@jit(inner=True)
+def _to_logarithm(x):
+    """ln of each lane; NaN of NaN."""
+    ln2 = x.dtype.type(_LN2)
+    for lane in range(LANES):
+        value = log2(x[lane]) * ln2
+        x[lane] = value if x[lane] == x[lane] else x[lane]
+
+
+@jit(inner=True)
+def _log_dot(a, b, largest, dot):
+    """dot = ln of the sum over clusters of exp(a + b)."""
+    zero = a.dtype.type(0)
+    total = np.empty(LANES, a.dtype)
+    for lane in range(LANES):
+        largest[lane], total[lane] = a[0, lane] + b[0, lane], zero
+    for j in range(1, a.shape[0]):
+        row, other = a[j], b[j]
+        for lane in range(LANES):
+            value = row[lane] + other[lane]
+            largest[lane] = value if value > largest[lane] else largest[lane]
+    for j in range(a.shape[0]):
+        row, other = a[j], b[j]
+        for lane in range(LANES):
+            total[lane] += exp(row[lane] + other[lane] - largest[lane])
+    _to_logarithm(total)
+    for lane in range(LANES):
+        dot[lane] = largest[lane] + total[lane]
+
+
+@jit(inner=True)
+def _gradient(a, b, dot, from_logits, gradient):
+    """Of -ln <p, q> to the logits of p, exp(a) - exp(a + b - dot), or to p, -exp(b - dot)."""
+    for j in range(a.shape[0]):
+        row, other, out = a[j], b[j], gradient[j]
+        if from_logits:
+            for lane in range(LANES):
+                out[lane] = exp(row[lane]) - exp(row[lane] + other[lane] - dot[lane])
+        else:
+            for lane in range(LANES):
+                out[lane] = -exp(other[lane] - dot[lane])
