@@ -10,7 +10,7 @@ import fastdc
 from fastdc.kernels import BackendError
 from fastdc.kernels._accuracy import relative_error
 from fastdc.kernels.graph import EdgeList, custom_ops, heat_weights, laplacian_loss, locality_preserving_loss
-from fastdc.kernels.graph.edges import bucket_edges, bucket_edges_by_sorting
+from fastdc.kernels.graph.edges import bucket_edges, bucket_edges_by_sorting, index_dtype
 from fastdc.losses import LaplacianLoss, LocalityPreservingLoss
 from tests.graph_cases import DTYPES, SHAPES, check, make_graph, value_and_gradients
 
@@ -179,6 +179,17 @@ def test_buckets():
     assert torch.equal(torch.bincount(graph.edge_ids), torch.full((300,), 2))
     pairs = torch.stack([ends, graph.neighbors.long()]).sort(dim=0).values
     assert torch.equal(pairs, edges[:, graph.edge_ids.long()].sort(dim=0).values)
+
+
+def test_T30_wide_indices():
+    """Beyond 2^31 ends of edges the numbers of nodes and edges are int64."""
+    z, edges, weights = make_graph((70, 300, 9))
+    graph = EdgeList.prepare(edges, 70)
+    wide = graph._replace(neighbors=graph.neighbors.long(), edge_ids=graph.edge_ids.long())
+    assert index_dtype(2**31 - 1) == torch.int32
+    assert index_dtype(2**31) == torch.int64
+    a, b = (value_and_gradients(lambda z, w, g=g: laplacian_loss(z, g, w), z, weights) for g in (graph, wide))
+    assert all(torch.equal(x, y) for x, y in zip(a, b))
 
 
 def test_no_edges_and_lonely_nodes():

@@ -59,7 +59,7 @@ def neighbor_consistency_loss(
     Precision: float32 or wider. The dot product is made in the log domain, log sum exp(log p + log q): neighbours
     that have nothing in common cost what they should, where a product of probabilities is 0 and its logarithm
     infinite. A probability of 0 counts as the smallest normal number, a logit more than 1,000 below its row's
-    largest (minus infinity too) as 1,000 below.
+    largest (minus infinity too) as 1,000 below, without a gradient.
     Determinism: same bits for any number of threads on CPUs; on GPUs sums are made in a fixed order.
 
     References

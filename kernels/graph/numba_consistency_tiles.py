@@ -39,14 +39,15 @@ def consistency_block(anchor, neighbor, from_logits, scratch, grad_anchor, grad_
     k = anchor.shape[1]
     a, b, gradient = scratch.anchor[:k], scratch.neighbor[:k], scratch.gradient[:k]
     dot, largest = np.empty(LANES, anchor.dtype), np.empty(LANES, anchor.dtype)
+    lowest_a, lowest_b = np.full(LANES, -np.inf, anchor.dtype), np.full(LANES, -np.inf, anchor.dtype)
     loss = 0.0
     for start in range(0, anchor.shape[0], LANES):
         m = min(LANES, anchor.shape[0] - start)
         load_columns(anchor[start : start + m], scratch.zeros, scratch.anchor, scratch.corner)
         load_columns(neighbor[start : start + m], scratch.zeros, scratch.neighbor, scratch.corner)
         if from_logits:
-            _log_softmax(a, largest, dot)
-            _log_softmax(b, largest, dot)
+            _log_softmax(a, largest, dot, lowest_a)
+            _log_softmax(b, largest, dot, lowest_b)
         else:
             _logarithms(a)
             _logarithms(b)
@@ -54,17 +55,17 @@ def consistency_block(anchor, neighbor, from_logits, scratch, grad_anchor, grad_
         for lane in range(m):
             loss -= np.float64(dot[lane])
         if grad_anchor.shape[0] > 0:
-            _gradient(a, b, dot, from_logits, gradient)
+            _gradient(a, b, dot, lowest_a, from_logits, gradient)
             store_columns(scratch.gradient, m, grad_anchor[start:], scratch.corner)
         if grad_neighbor.shape[0] > 0:
-            _gradient(b, a, dot, from_logits, gradient)
+            _gradient(b, a, dot, lowest_b, from_logits, gradient)
             store_columns(scratch.gradient, m, grad_neighbor[start:], scratch.corner)
     return loss
 
 
 @jit(inner=True)
-def _log_softmax(x, largest, total):
-    """Logits x (k, 64) become logarithms of probabilities."""
+def _log_softmax(x, largest, total, lowest):
+    """Logits x (k, 64) become logarithms of probabilities; lowest is what those become that are too far below."""
     floor = x.dtype.type(-_FARTHEST)
     for lane in range(LANES):
         largest[lane], total[lane] = x[0, lane], x.dtype.type(0)
@@ -80,6 +81,8 @@ def _log_softmax(x, largest, total):
         for lane in range(LANES):
             total[lane] += exp(row[lane])
     _to_logarithm(total)
+    for lane in range(LANES):
+        lowest[lane] = floor - total[lane]
     for j in range(x.shape[0]):
         row = x[j]
         for lane in range(LANES):
@@ -128,13 +131,14 @@ def _log_dot(a, b, largest, dot):
 
 
 @jit(inner=True)
-def _gradient(a, b, dot, from_logits, gradient):
-    """Of -ln <p, q> to the logits of p, exp(a) - exp(a + b - dot), or to p, -exp(b - dot)."""
+def _gradient(a, b, dot, lowest, from_logits, gradient):
+    """Of -ln <p, q> to the logits of p, exp(a) - exp(a + b - dot) or 0 at the lowest, or to p, -exp(b - dot)."""
     for j in range(a.shape[0]):
         row, other, out = a[j], b[j], gradient[j]
         if from_logits:
             for lane in range(LANES):
-                out[lane] = exp(row[lane]) - exp(row[lane] + other[lane] - dot[lane])
+                slope = exp(row[lane]) - exp(row[lane] + other[lane] - dot[lane])
+                out[lane] = a.dtype.type(0) if row[lane] <= lowest[lane] else slope
         else:
             for lane in range(LANES):
                 out[lane] = -exp(other[lane] - dot[lane])

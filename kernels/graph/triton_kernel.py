@@ -29,6 +29,11 @@ def launch(n_features: int) -> dict[str, Any]:
     return {"BLOCK_E": TILE // block_d, "BLOCK_D": block_d, "num_warps": NUM_WARPS}
 
 
+def consistency_launch(n_clusters: int) -> dict[str, Any]:
+    """Tile of a number of clusters."""
+    return {**tile_of(n_clusters).constants, "num_warps": 4}
+
+
 def laplacian(
     z: Tensor,
     weights: Tensor | None,
@@ -98,8 +103,8 @@ def consistency(
     """Sum over rows of -ln <p_i, p_j>, and its gradients (n, k), of no rows where not needed."""
     a, b = anchor.detach(), neighbor.detach()
     n, k = a.shape
-    dtype, tile = working_dtype(a, b), tile_of(k)
-    programs = triton.cdiv(n, tile.block_n)
+    dtype, options = working_dtype(a, b), consistency_launch(k)
+    programs = triton.cdiv(n, options["BLOCK_N"])
     grad_a, grad_b = (
         torch.empty((n if need else 0, k), dtype=dtype, device=a.device) for need in (need_anchor, need_neighbor)
     )
@@ -107,6 +112,6 @@ def consistency(
     with torch.cuda.device_of(a):
         tiles._consistency_kernel[(programs,)](
             a, *a.stride(), b, *b.stride(), grad_a, grad_b, total, n, k,
-            FROM_LOGITS=from_logits, NEED_A=need_anchor, NEED_B=need_neighbor, **tile.constants,
+            FROM_LOGITS=from_logits, NEED_A=need_anchor, NEED_B=need_neighbor, **options,
         )  # fmt: skip
     return total.sum().to(dtype), grad_a, grad_b

@@ -9,7 +9,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastdc.kernels.mutual_information.triton_tiles import below_largest, load_tile, smallest_normal, softmax_statistics
+from fastdc.kernels.mutual_information.triton_tiles import (
+    FARTHEST,
+    below_largest,
+    load_tile,
+    smallest_normal,
+    softmax_statistics,
+)
 
 RUNTIME = ["N", "D", "K", "M", "nodes_a_program", "n_edges"]  # neither a size of 1 nor a multiple of 16 compiles anew
 
@@ -118,13 +124,26 @@ def log_probabilities(
         return tl.log(x + smallest_normal(ACC))
 
 
+@triton.jit
+def consistency_slope(a, b, dot, log_total, FROM_LOGITS: tl.constexpr):
+    """Of -ln <p, q> to p = exp(a), or to its logits."""
+    if FROM_LOGITS:
+        slope = tl.exp(a) - tl.exp(a + b - dot[:, None])
+        return tl.where(a <= FARTHEST - log_total[:, None], 0.0, slope)
+    else:
+        return -tl.exp(b - dot[:, None])
+
+
 @triton.jit(do_not_specialize=RUNTIME)
 def _consistency_kernel(
     a_ptr, stride_an, stride_ak, b_ptr, stride_bn, stride_bk, grad_a_ptr, grad_b_ptr, partial_ptr, N, K,
     FROM_LOGITS: tl.constexpr, NEED_A: tl.constexpr, NEED_B: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Sum over BLOCK_N rows of -ln <p, q> into partial, and the gradients (N, K) to each."""
+    """Sum over BLOCK_N rows of -ln <p, q> into partial, and the gradients (N, K) to each.
+
+    A logit that lies too far below the largest gets none.
+    """
     ACC: tl.constexpr = grad_a_ptr.dtype.element_ty
     pid = tl.program_id(0).to(tl.int64)
     offs_n = pid * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -155,10 +174,9 @@ def _consistency_kernel(
             b = log_probabilities(b_rows, stride_bk, offs_k, mask_n, b_largest, b_log, K, FROM_LOGITS, ACC)
             offsets = offs_n[:, None] * K + offs_k[None, :]
             mask = mask_n[:, None] & (offs_k < K)[None, :]
-            share = tl.exp(a + b - dot[:, None])
             if NEED_A:
-                slope = tl.exp(a) - share if FROM_LOGITS else -tl.exp(b - dot[:, None])
+                slope = consistency_slope(a, b, dot, a_log, FROM_LOGITS)
                 tl.store(grad_a_ptr + offsets, slope, mask=mask)
             if NEED_B:
-                slope = tl.exp(b) - share if FROM_LOGITS else -tl.exp(a - dot[:, None])
+                slope = consistency_slope(b, a, dot, b_log, FROM_LOGITS)
                 tl.store(grad_b_ptr + offsets, slope, mask=mask)
