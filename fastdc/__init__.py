@@ -37,16 +37,20 @@ _HOME = {  # public name -> the module that defines it
     "label_map": "fastdc.metrics",
     "laplacian_loss": "fastdc.kernels.graph",
     "locality_preserving_loss": "fastdc.kernels.graph",
+    "low_rank_self_expression": "fastdc.kernels.self_expression",
     "marginal_entropy": "fastdc.kernels.mutual_information",
     "mine_neighbors": "fastdc.neighbors",
     "nearest_center": "fastdc.kernels.kmeans",
     "neighbor_consistency_loss": "fastdc.kernels.graph",
     "normalized_mutual_info": "fastdc.metrics",
+    "orthogonal_matching_pursuit": "fastdc.kernels.self_expression",
     "pairwise_bce": "fastdc.kernels.pairwise",
     "propagate": "fastdc.kernels.graph",
     "purity": "fastdc.metrics",
     "radius_neighbors": "fastdc.kernels.neighbors",
+    "ridge_self_expression": "fastdc.kernels.self_expression",
     "rim_loss": "fastdc.kernels.mutual_information",
+    "self_expression_loss": "fastdc.kernels.self_expression",
     "silhouette_score": "fastdc.metrics",
     "sinkhorn_assign": "fastdc.kernels.sinkhorn",
     "soft_nearest_neighbor_loss": "fastdc.kernels.pairwise",
@@ -93,6 +97,7 @@ __all__ = [
     "label_map",
     "laplacian_loss",
     "locality_preserving_loss",
+    "low_rank_self_expression",
     "marginal_entropy",
     "mine_neighbors",
     "nearest_center",
@@ -104,6 +109,9 @@ __all__ = [
     "radius_neighbors",
     "rim_loss",
     "silhouette_score",
+    "orthogonal_matching_pursuit",
+    "ridge_self_expression",
+    "self_expression_loss",
     "sinkhorn_assign",
     "soft_nearest_neighbor_loss",
     "student_t_assign",
@@ -160,6 +168,12 @@ if TYPE_CHECKING:
     )
     from fastdc.kernels.neighbors import explain_algorithms, knn, radius_neighbors
     from fastdc.kernels.pairwise import pairwise_bce, soft_nearest_neighbor_loss, triplet_loss
+    from fastdc.kernels.self_expression import (
+        low_rank_self_expression,
+        orthogonal_matching_pursuit,
+        ridge_self_expression,
+        self_expression_loss,
+    )
     from fastdc.kernels.sinkhorn import sinkhorn_assign, swapped_prediction_loss
     from fastdc.kernels.student_t import (
         dec_loss,

@@ -5,6 +5,7 @@ from fastdc.losses.mixture import VaDELoss
 from fastdc.losses.mutual_information import IICLoss, IMSATLoss
 from fastdc.losses.optimal_transport import SwAVLoss
 from fastdc.losses.pairwise import PairwiseBCELoss, SoftNearestNeighborLoss, TripletLoss
+from fastdc.losses.self_expression import SelfExpressionLoss
 from fastdc.losses.self_training import DECLoss
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LocalityPreservingLoss",
     "PairwiseBCELoss",
     "SCANLoss",
+    "SelfExpressionLoss",
     "SoftNearestNeighborLoss",
     "SwAVLoss",
     "TripletLoss",
