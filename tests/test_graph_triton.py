@@ -46,7 +46,7 @@ def build(kernel, constants, chip, width, dtype="fp32", x_dtype="fp32", index="i
     types |= {"neighbors_ptr": f"*{index}", "ids_ptr": f"*{index}", "columns_ptr": f"*{index}"}
     types |= {"indptr_ptr": "*i64", "sources_ptr": "*i64", "targets_ptr": "*i64", "partial_ptr": "*fp64"}
     if kernel is tiles._consistency_kernel:
-        options = consistency_launch(width)
+        options = consistency_launch(width, 8 if dtype == "fp64" else 4)
     else:
         options = launch(width)
     num_warps = options.pop("num_warps")
@@ -93,5 +93,5 @@ def test_every_kernel_compiles_without_spills(chip, options):
 def test_tiles():
     assert launch(1) == {"BLOCK_E": 512, "BLOCK_D": 1, "num_warps": 1}
     assert launch(10) == {"BLOCK_E": 32, "BLOCK_D": 16, "num_warps": 1}
-    assert consistency_launch(100) == {"BLOCK_N": 4, "BLOCK_K": 128, "num_warps": 4}
+    assert consistency_launch(100, 4) == {"BLOCK_N": 4, "BLOCK_K": 128, "num_warps": 4}
     assert launch(5000) == {"BLOCK_E": 8, "BLOCK_D": 64, "num_warps": 1}

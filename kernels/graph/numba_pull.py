@@ -15,7 +15,7 @@ from numba.core import cgutils
 from fastdc.kernels._vectors import VECTOR_BYTES, Vectors, index, intrinsic, loop
 
 WIDE = 4  # vectors of a pass
-AHEAD = 12  # neighbours that the fetching is ahead
+AHEAD = 16  # neighbours that the fetching is ahead
 LINE = 64  # bytes of a cache line
 
 
@@ -43,11 +43,12 @@ def _make_pull(vectors: int, differences: bool) -> Any:
             def element(array_type, array, place):
                 return builder.load(v.data(array_type, array, place))
 
+            def number_at(array_type, array, place):
+                number = element(array_type, array, place)
+                return builder.sext(number, ir.IntType(64)) if number.type.width < 64 else number
+
             def row_at(place):
-                number = element(neighbors_type, neighbors, place)
-                if number.type.width < 64:
-                    number = builder.sext(number, ir.IntType(64))
-                return v.at(x_data, builder.mul(number, features))
+                return v.at(x_data, builder.mul(number_at(neighbors_type, neighbors, place), features))
 
             own = lanes.load(v.at(x_data, builder.mul(node, features))) if differences else []
 
@@ -55,17 +56,17 @@ def _make_pull(vectors: int, differences: bool) -> Any:
                 place = builder.add(first, step)
                 later = builder.add(place, index(AHEAD))
                 inside = builder.icmp_signed("<", later, n_entries)
-                _fetch(v, row_at(builder.select(inside, later, place)), vectors)
+                later = builder.select(inside, later, place)
+                _fetch(v, row_at(later), vectors * VECTOR_BYTES)
+                if ids_type is not types.none:
+                    _fetch(v, v.data(weights_type, weights, number_at(ids_type, ids, later)), 1)
                 other = lanes.load(row_at(place))
                 if weights_type is types.none:
                     weight = ir.Constant(v.scalar, 1.0)
                 elif ids_type is types.none:
                     weight = element(weights_type, weights, place)
                 else:
-                    number = element(ids_type, ids, place)
-                    if number.type.width < 64:
-                        number = builder.sext(number, ir.IntType(64))
-                    weight = element(weights_type, weights, number)
+                    weight = element(weights_type, weights, number_at(ids_type, ids, place))
                 weight = v.broadcast(weight)
                 if not differences:
                     return [v.fma(weight, b, total) for b, total in zip(other, carried)]
@@ -112,15 +113,15 @@ class _Lanes:
         self.v.store_some(values[-1], ragged, self.mask)
 
 
-def _fetch(v: Vectors, pointer: Any, vectors: int) -> None:
-    """Ask for the cache lines of some vectors."""
+def _fetch(v: Vectors, pointer: Any, length: int) -> None:
+    """Ask for the cache lines of so many bytes."""
     byte = ir.IntType(8).as_pointer()
     name = "llvm.prefetch.p0"
     number = ir.IntType(32)
     function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     function = cgutils.get_or_insert_function(v.builder.module, function_type, name)
     first = v.builder.bitcast(pointer, byte)
-    for offset in range(0, vectors * VECTOR_BYTES, LINE):
+    for offset in range(0, length, LINE):
         place = v.builder.gep(first, [index(offset)])
         v.builder.call(function, [place, *(ir.Constant(number, value) for value in (0, 3, 1))])
 

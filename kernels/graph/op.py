@@ -67,6 +67,7 @@ def laplacian_loss(
     Determinism: same bits for any number of threads on CPUs; no atomics on GPUs.
     Precision: computed in float32 or wider, by differences, so that a large offset of z costs no digits; the sum
     over nodes is made in float64.
+    Streaming: the sums of parts of the edges add up to that of all, and so do their gradients.
 
     References
     ----------

@@ -29,9 +29,10 @@ def launch(n_features: int) -> dict[str, Any]:
     return {"BLOCK_E": TILE // block_d, "BLOCK_D": block_d, "num_warps": NUM_WARPS}
 
 
-def consistency_launch(n_clusters: int) -> dict[str, Any]:
-    """Tile of a number of clusters."""
-    return {**tile_of(n_clusters).constants, "num_warps": 4}
+def consistency_launch(n_clusters: int, itemsize: int) -> dict[str, Any]:
+    """Tile of a number of clusters; ``itemsize`` is that of the working dtype."""
+    tile = tile_of(n_clusters)
+    return {"BLOCK_N": max(1, 4 * tile.block_n // itemsize), "BLOCK_K": tile.block_k, "num_warps": 4}
 
 
 def laplacian(
@@ -103,7 +104,8 @@ def consistency(
     """Sum over rows of -ln <p_i, p_j>, and its gradients (n, k), of no rows where not needed."""
     a, b = anchor.detach(), neighbor.detach()
     n, k = a.shape
-    dtype, options = working_dtype(a, b), consistency_launch(k)
+    dtype = working_dtype(a, b)
+    options = consistency_launch(k, dtype.itemsize)
     programs = triton.cdiv(n, options["BLOCK_N"])
     grad_a, grad_b = (
         torch.empty((n if need else 0, k), dtype=dtype, device=a.device) for need in (need_anchor, need_neighbor)
