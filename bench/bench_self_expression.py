@@ -58,7 +58,7 @@ def pursue_scikit_learn(z: Tensor, n_nonzero: int) -> Tensor:
     from sklearn.linear_model import orthogonal_mp
 
     unit = torch.nn.functional.normalize(z).numpy()
-    dictionary = np.asfortranarray(unit.T)
+    dictionary = np.array(unit.T, order="F")
     codes = np.zeros((len(unit), len(unit)), unit.dtype)
     for i, row in enumerate(unit):
         dictionary[:, i] = 0
