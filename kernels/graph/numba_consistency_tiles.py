@@ -1,4 +1,8 @@
-"""Compiled blocks of the consistency of neighbours. A tile is (padded, 64): 64 rows in lanes, a cluster a row of it."""
+"""Compiled blocks of the consistency of neighbours. A tile is (padded, 64): 64 rows in lanes, a cluster a row of it.
+
+Dot products are sums of products; where one of 64 rows is so small that terms may have underflowed, these rows are
+done again in the log domain.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ from fastdc.kernels.graph.reference import FARTHEST
 
 _LN2 = float(np.log(2.0))
 _FARTHEST = float(FARTHEST)
+_SMALL = 1e-20  # dot products below this may have lost terms that underflowed
 _TINY_32, _TINY_64 = float(np.finfo(np.float32).tiny), float(np.finfo(np.float64).tiny)
 
 
@@ -39,36 +44,104 @@ def consistency_block(anchor, neighbor, from_logits, scratch, grad_anchor, grad_
     k = anchor.shape[1]
     a, b, gradient = scratch.anchor[:k], scratch.neighbor[:k], scratch.gradient[:k]
     dot, largest = np.empty(LANES, anchor.dtype), np.empty(LANES, anchor.dtype)
-    lowest_a, lowest_b = np.full(LANES, -np.inf, anchor.dtype), np.full(LANES, -np.inf, anchor.dtype)
+    of_a, of_b = np.empty(LANES, anchor.dtype), np.empty(LANES, anchor.dtype)
     loss = 0.0
     for start in range(0, anchor.shape[0], LANES):
         m = min(LANES, anchor.shape[0] - start)
-        load_columns(anchor[start : start + m], scratch.zeros, scratch.anchor, scratch.corner)
-        load_columns(neighbor[start : start + m], scratch.zeros, scratch.neighbor, scratch.corner)
+        _load(anchor[start : start + m], neighbor[start : start + m], scratch)
         if from_logits:
-            _log_softmax(a, largest, dot, lowest_a)
-            _log_softmax(b, largest, dot, lowest_b)
+            _exponentials(a, largest, of_a)
+            _exponentials(b, largest, of_b)
         else:
-            _logarithms(a)
-            _logarithms(b)
-        _log_dot(a, b, largest, dot)
+            of_a[:], of_b[:] = 1, 1
+        _dot(a, b, dot)
+        by_products = dot.min() > _SMALL
+        if by_products:  # NaN is not
+            _log_of_products(dot, of_a, of_b, largest)
+        else:
+            _load(anchor[start : start + m], neighbor[start : start + m], scratch)
+            if from_logits:
+                _log_softmax(a, largest, dot, of_a)
+                _log_softmax(b, largest, dot, of_b)
+            else:
+                _logarithms(a)
+                _logarithms(b)
+            _log_dot(a, b, largest, dot)
+            largest[:] = dot
         for lane in range(m):
-            loss -= np.float64(dot[lane])
+            loss -= np.float64(largest[lane])
         if grad_anchor.shape[0] > 0:
-            _gradient(a, b, dot, lowest_a, from_logits, gradient)
+            if by_products:
+                _gradient_of_products(a, b, dot, of_a, from_logits, gradient)
+            else:
+                _gradient(a, b, dot, of_a, from_logits, gradient)
             store_columns(scratch.gradient, m, grad_anchor[start:], scratch.corner)
         if grad_neighbor.shape[0] > 0:
-            _gradient(b, a, dot, lowest_b, from_logits, gradient)
+            if by_products:
+                _gradient_of_products(b, a, dot, of_b, from_logits, gradient)
+            else:
+                _gradient(b, a, dot, of_b, from_logits, gradient)
             store_columns(scratch.gradient, m, grad_neighbor[start:], scratch.corner)
     return loss
 
 
 @jit(inner=True)
-def _log_softmax(x, largest, total, lowest):
-    """Logits x (k, 64) become logarithms of probabilities; lowest is what those become that are too far below."""
-    floor = x.dtype.type(-_FARTHEST)
+def _load(anchor, neighbor, scratch):
+    load_columns(anchor, scratch.zeros, scratch.anchor, scratch.corner)
+    load_columns(neighbor, scratch.zeros, scratch.neighbor, scratch.corner)
+
+
+@jit(inner=True)
+def _exponentials(x, largest, total):
+    """Logits x (k, 64) become exp(x - largest), total their sum."""
+    _below_largest(x, largest)
+    total[:] = x.dtype.type(0)
+    for j in range(x.shape[0]):
+        row = x[j]
+        for lane in range(LANES):
+            row[lane] = exp(row[lane])
+        for lane in range(LANES):
+            total[lane] += row[lane]
+
+
+@jit(inner=True)
+def _dot(a, b, dot):
+    dot[:] = a.dtype.type(0)
+    for j in range(a.shape[0]):
+        row, other = a[j], b[j]
+        for lane in range(LANES):
+            dot[lane] += row[lane] * other[lane]
+
+
+@jit(inner=True)
+def _log_of_products(dot, of_a, of_b, logarithm):
     for lane in range(LANES):
-        largest[lane], total[lane] = x[0, lane], x.dtype.type(0)
+        logarithm[lane] = dot[lane] / of_a[lane] / of_b[lane]
+    _to_logarithm(logarithm)
+
+
+@jit(inner=True)
+def _gradient_of_products(a, b, dot, total, from_logits, gradient):
+    """Of -ln <p, q> with a = total p: to the logits of p, a / total - a b / dot, or to p, -b / dot."""
+    one = a.dtype.type(1)
+    inverse, share = np.empty(LANES, a.dtype), np.empty(LANES, a.dtype)
+    for lane in range(LANES):
+        inverse[lane], share[lane] = one / total[lane], one / dot[lane]
+    for j in range(a.shape[0]):
+        row, other, out = a[j], b[j], gradient[j]
+        if from_logits:
+            for lane in range(LANES):
+                out[lane] = row[lane] * (inverse[lane] - other[lane] * share[lane])
+        else:
+            for lane in range(LANES):
+                out[lane] = -other[lane] * share[lane]
+
+
+@jit(inner=True)
+def _below_largest(x, largest):
+    """Logits x (k, 64) become their distance to the row's largest, at most so far."""
+    floor = x.dtype.type(-_FARTHEST)
+    largest[:] = x[0]
     for j in range(1, x.shape[0]):
         row = x[j]
         for lane in range(LANES):
@@ -78,6 +151,16 @@ def _log_softmax(x, largest, total, lowest):
         for lane in range(LANES):
             below = row[lane] - largest[lane]
             row[lane] = floor if below < floor else below  # leaves NaN
+
+
+@jit(inner=True)
+def _log_softmax(x, largest, total, lowest):
+    """Logits x (k, 64) become logarithms of probabilities; lowest is what those become that are too far below."""
+    floor = x.dtype.type(-_FARTHEST)
+    _below_largest(x, largest)
+    total[:] = x.dtype.type(0)
+    for j in range(x.shape[0]):
+        row = x[j]
         for lane in range(LANES):
             total[lane] += exp(row[lane])
     _to_logarithm(total)
