@@ -19,7 +19,7 @@ def consistency(
     torch_dtype = working_dtype(anchor, neighbor)
     dtype = numpy_dtype(torch_dtype)
     n, k = anchor.shape
-    rows = block_rows(n)
+    rows = block_rows(n, row_ns=8.0 * k)
     a, b = Rows(anchor, dtype), Rows(neighbor, dtype)
     grad_a, grad_b = (empty((n if need else 0, k), dtype) for need in (need_anchor, need_neighbor))
     scratch = [tiles.make_scratch(k, dtype) for _ in range(n_workers(-(-n // rows)))]

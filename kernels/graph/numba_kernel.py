@@ -93,14 +93,19 @@ def propagate(
         def work(_: int, start: int, stop: int, x: NDArray = y, out: NDArray = result) -> None:
             tiles.pull_block(x, start, indptr.numpy(), columns.numpy(), factors, out[start:stop])
 
-        run_blocks(n_rows, block_rows(n_rows), work)
+        run_blocks(n_rows, block_rows(n_rows, row_ns=_pull_ns(indptr, columns, x.shape[1])), work)
         y = result
     return torch.from_numpy(y).to(x.dtype)
 
 
+def _pull_ns(indptr: Tensor | NDArray, neighbors: Tensor | NDArray, n_features: int) -> float:
+    """About the nanoseconds that a node takes, with its neighbours."""
+    return 10.0 + (5.0 + n_features / 4) * neighbors.shape[0] / max(1, indptr.shape[0] - 1)
+
+
 def _over_nodes(x: NDArray, indptr: NDArray, neighbors: NDArray, ids: Any, weights: Any, gradient: NDArray) -> float:
     n = gradient.shape[0]
-    rows = block_rows(n)
+    rows = block_rows(n, row_ns=_pull_ns(indptr, neighbors, gradient.shape[1]))
     parts = np.zeros(n_workers(-(-n // rows)))
     total = np.zeros(1)
 
@@ -118,7 +123,7 @@ def _over_edges(x: NDArray, edges: NDArray, weights: Any, sq_dists: NDArray) -> 
     m = edges.shape[1]
     if m == 0:
         return 0.0
-    rows = block_rows(m)
+    rows = block_rows(m, row_ns=10.0 + x.shape[1])
     parts = np.zeros(n_workers(-(-m // rows)))
     total = np.zeros(1)
 
