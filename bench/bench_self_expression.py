@@ -142,7 +142,8 @@ BENCHES = [
         providers={
             "reference": Provider(partial(make_fastdc, "orthogonal_matching_pursuit", backend="reference")),
             "numba": Provider(partial(make_fastdc, "orthogonal_matching_pursuit", backend="numba"), devices=("cpu",)),
-            "scikit_learn": Provider(partial(make_plain, pursue_scikit_learn), devices=("cpu",)),
+            # in float32 its residuals are about 1 % longer
+            "scikit_learn": Provider(partial(make_plain, pursue_scikit_learn), devices=("cpu",), tolerance=2e-2),
         },
     ),
 ]
