@@ -42,10 +42,12 @@ def sinkhorn_assign(
     tol: float | None,
     row_marginal: Tensor | None,
     column_marginal: Tensor | None,
+    group: Any,
 ) -> Tensor:
-    direct = is_eager(scores, row_marginal, column_marginal)
-    run = _kernels(backend).sinkhorn_assign if direct else ASSIGN[backend]
-    return run(scores, epsilon, n_iters, tol, row_marginal, column_marginal)
+    options = (epsilon, n_iters, tol, row_marginal, column_marginal)
+    if group is not None or is_eager(scores, row_marginal, column_marginal):
+        return _kernels(backend).sinkhorn_assign(scores, *options, group)
+    return ASSIGN[backend](scores, *options)
 
 
 def swapped_prediction_loss(
@@ -57,7 +59,7 @@ def swapped_prediction_loss(
 
         dtype = working_dtype(z1, z2, prototypes)
         scores = [z.to(dtype) @ prototypes.to(dtype).T for z in (z1, z2)]
-        codes = [sinkhorn_assign(backend, s.detach(), epsilon, n_iters, None, None, None) for s in scores]
+        codes = [sinkhorn_assign(backend, s.detach(), epsilon, n_iters, None, None, None, None) for s in scores]
         return swapped_prediction_loss_of(scores, codes, temperature) / z1.shape[0]
     scalars = [temperature, epsilon, float(n_iters)]
     if without_gradient(z1, z2, prototypes) and is_eager(z1, z2, prototypes):

@@ -18,6 +18,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 LEAST = 2.0**-80  # of a column's mass in a step, where the largest weight of a row is 1
@@ -30,14 +31,17 @@ class Passes(Protocol):
 
 
 class Marginals:
-    """Both marginals as the iteration wants them, float64, each up to a factor."""
+    """Both marginals as the iteration wants them, float64, each up to a factor; of the rows those of this process."""
 
-    def __init__(self, rows: Tensor | None, columns: Tensor | None, shape: tuple[int, ...], device: Any) -> None:
+    def __init__(
+        self, rows: Tensor | None, columns: Tensor | None, shape: tuple[int, ...], device: Any, group: Any = None
+    ) -> None:
         n, k = shape
+        self.group = group
         double = {"dtype": torch.float64, "device": device}
         rows = torch.ones(n, **double) if rows is None else rows.detach().to(**double)
-        self.weight = rows / rows.max()  # largest 1
-        self.total = self.weight.sum()
+        self.weight = rows / reduce_over(rows.max(), "MAX", group)  # largest 1
+        self.total = reduce_over(self.weight.sum(), "SUM", group)
         self.log_weight = self.weight.log2()
         columns = torch.ones(k, **double) if columns is None else columns.detach().to(**double)
         self.columns = columns / columns.sum() * self.total
@@ -45,8 +49,36 @@ class Marginals:
         self.log_largest = self.log_columns.max()
 
 
+def reduce_over(x: Tensor, operation: str, group: Any) -> Tensor:
+    """The sum, or the largest, over the processes of a group; x itself without one."""
+    if group is None:
+        return x
+    x = x.contiguous().clone()
+    dist.all_reduce(x, getattr(dist.ReduceOp, operation), group=group)
+    return x
+
+
+class GroupPasses:
+    """The passes of every process of a group, sums over rows being those over all of them."""
+
+    def __init__(self, passes: Passes, group: Any) -> None:
+        self.passes, self.group = passes, group
+
+    def columns(self, row_potential: Tensor | None) -> tuple[Tensor, Tensor]:
+        shift, mass = self.passes.columns(row_potential)
+        larger = reduce_over(shift, "MAX", self.group)
+        mass = torch.where(shift == -torch.inf, 0.0 * mass, mass * (shift - larger).exp2())
+        return larger, reduce_over(mass, "SUM", self.group)
+
+    def step(self, column_potential: Tensor, bound: Tensor) -> tuple[Tensor, Tensor | None]:
+        row_logs, mass = self.passes.step(column_potential, bound)
+        return row_logs, None if mass is None else reduce_over(mass, "SUM", self.group)
+
+
 def find_potential(passes: Passes, marginals: Marginals, n_iters: int, tol: float | None) -> tuple[Tensor, Tensor]:
     """Potential (k,) of the columns in the last iteration, from which the rows follow by a softmax, and the bound."""
+    if marginals.group is not None:
+        passes = GroupPasses(passes, marginals.group)
     shift, mass = passes.columns(None)
     dead = shift == -torch.inf
     potential = _potential(marginals, dead, shift + mass.log2())

@@ -23,6 +23,7 @@ from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, empty, numpy_dtype
 from fastdc.kernels.sinkhorn import numba_tiles as tiles
 from fastdc.kernels.sinkhorn.iterate import Marginals, find_potential
+from fastdc.kernels.sinkhorn.numba_stored import StoredPasses, middle_exponent
 
 LARGEST_BLOCK = 1024  # rows
 
@@ -34,10 +35,14 @@ def sinkhorn_assign(
     tol: float | None,
     row_marginal: Tensor | None,
     column_marginal: Tensor | None,
+    group: Any = None,
 ) -> Tensor:
     """q (n, k) in the working dtype."""
-    marginals = Marginals(row_marginal, column_marginal, scores.shape, scores.device)
-    passes = ScorePasses(scores, epsilon, marginals)
+    marginals = Marginals(row_marginal, column_marginal, scores.shape, scores.device, group)
+    passes: ScorePasses | StoredPasses = ScorePasses(scores, epsilon, marginals)
+    shift = middle_exponent(scores, float(passes.scale))
+    if shift is not None:
+        passes = StoredPasses(passes, shift)
     return passes.assign(*find_potential(passes, marginals, n_iters, tol))
 
 

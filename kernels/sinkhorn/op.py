@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from torch import Tensor
 
 from fastdc.kernels._autograd import refuse_transforms
 from fastdc.kernels._backend import choose
 from fastdc.kernels._checks import check_centers, check_points, check_positive, check_vector
+from fastdc.kernels._group import check_group
 from fastdc.kernels.sinkhorn import custom_ops
 from fastdc.kernels.sinkhorn.reference import sinkhorn_assign_reference, swapped_prediction_loss_reference
 
@@ -20,6 +22,7 @@ def sinkhorn_assign(
     row_marginal: Tensor | None = None,
     column_marginal: Tensor | None = None,
     tol: float | None = None,
+    group: Any = None,
     *,
     backend: str | None = None,
 ) -> Tensor:
@@ -52,6 +55,10 @@ def sinkhorn_assign(
     tol : float, optional
         Stop after the first iteration whose column marginal (of a total of one) is within ``tol`` of the wanted
         one, as a sum of absolute differences.
+    group : torch.distributed.ProcessGroup, optional
+        Over whose processes the rows are spread, each with any number of them, in eager mode. Marginals are those
+        of all rows: the sums of columns are added up over the processes in each iteration, in float64. Each process
+        passes its own part of ``row_marginal``, and gets the codes of its own rows.
     backend : {None, "reference", "numba", "triton"}
         None chooses by device (see ``fastdc.explain``); a name forces it or raises ``BackendError``.
 
@@ -66,7 +73,8 @@ def sinkhorn_assign(
     Memory: the result, 16 bytes a sample, and 50 bytes a prototype and thread.
     Precision: potentials are float64, and exponents exact to the last bit of their fraction while
     abs(scores) / epsilon is below 1e7: what cancels between scores and potentials loses nothing. On CPUs
-    1 / epsilon itself is rounded to float32.
+    1 / epsilon itself is rounded to float32, and where all scores lie within 69 epsilon, as SwAV's do, their
+    exponentials are made once and kept in the result; else they are made anew in each iteration.
     Limits: a prototype whose scores are all minus infinity gets q = 0, others share its mass; a sample without a
     finite score, NaN and plus infinity make q NaN. On CPUs scores below -7e34 epsilon count as minus infinity.
     Determinism: same bits for any number of threads on CPUs; on GPUs sums are made in a fixed order.
@@ -87,6 +95,7 @@ def sinkhorn_assign(
     epsilon, n_iters = check_positive(epsilon, "epsilon"), _check_n_iters(n_iters)
     if tol is not None:
         tol = check_positive(tol, "tol")
+    check_group(group)
     for marginal, axis, name, what in (
         (row_marginal, 0, "row_marginal", "rows"),
         (column_marginal, 1, "column_marginal", "columns"),
@@ -94,7 +103,7 @@ def sinkhorn_assign(
         if marginal is not None:
             check_vector(marginal, scores.shape[axis], name, scores, what)
     name = choose("sinkhorn_assign", scores, backend)
-    options = (epsilon, n_iters, tol, row_marginal, column_marginal)
+    options = (epsilon, n_iters, tol, row_marginal, column_marginal, group)
     if name == "reference":
         return sinkhorn_assign_reference(scores.detach(), *options)
     return custom_ops.sinkhorn_assign(name, scores.detach(), *options)

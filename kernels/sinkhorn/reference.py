@@ -5,9 +5,12 @@ Byte counts are for n rows, k prototypes and s bytes a number.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from fastdc.kernels._group import gather_rows, shares_of, sum_over
 from fastdc.kernels._precision import working_dtype
 
 
@@ -18,33 +21,40 @@ def sinkhorn_assign_reference(
     tol: float | None,
     row_marginal: Tensor | None,
     column_marginal: Tensor | None,
+    group: Any = None,
 ) -> Tensor:
     """q (n, k) in the working dtype, computed in float64 (float32 where the device has no float64)."""
     precise = torch.float32 if scores.device.type == "mps" else torch.float64
     log_kernel = scores.detach().to(precise) / epsilon  # moves n k (s + 16)
-    rows = _marginal(row_marginal, scores.shape[0], log_kernel)
+    rows = _marginal(row_marginal, scores.shape[0], log_kernel, group)
     columns = _marginal(column_marginal, scores.shape[1], log_kernel)
     row_potential = torch.zeros_like(rows)
-    dead = (log_kernel == -torch.inf).all(dim=0)  # reads 8 n k
+    dead = _over_ranks(torch.logsumexp(log_kernel, dim=0), group) == -torch.inf  # moves 24 n k
     for _ in range(n_iters):
-        mass = torch.logsumexp(log_kernel + row_potential[:, None], dim=0)  # moves 40 n k
+        mass = _over_ranks(torch.logsumexp(log_kernel + row_potential[:, None], dim=0), group)  # moves 40 n k
         column_potential = torch.where(dead, 0.0, columns.log() - mass)
         column_potential = torch.where(columns > 0, column_potential, -torch.inf)
         log_weight = log_kernel + column_potential  # moves 16 n k
         row_potential = rows.log() - torch.logsumexp(log_weight, dim=1)  # moves 24 n k
         if tol is not None:
-            reached = (log_weight + row_potential[:, None]).exp().sum(dim=0)  # moves 40 n k
+            reached = sum_over((log_weight + row_potential[:, None]).exp().sum(dim=0), group)  # moves 40 n k
             if (reached - columns).abs().sum() <= tol:
                 break
     return torch.softmax(log_weight, dim=1).to(working_dtype(scores))  # moves 16 n k + n k s
 
 
-def _marginal(marginal: Tensor | None, length: int, like: Tensor) -> Tensor:
-    """A marginal that sums to one; None is uniform."""
-    if marginal is None:
-        return torch.full((length,), 1.0 / length, dtype=like.dtype, device=like.device)
-    marginal = marginal.detach().to(like.dtype)
-    return marginal / marginal.sum()
+def _marginal(marginal: Tensor | None, length: int, like: Tensor, group: Any = None) -> Tensor:
+    """A marginal that sums to one over all processes; None is uniform."""
+    marginal = like.new_ones(length) if marginal is None else marginal.detach().to(like.dtype)
+    return marginal / sum_over(marginal.sum(), group)
+
+
+def _over_ranks(logsumexp: Tensor, group: Any) -> Tensor:
+    """The logarithm of the sums of all processes."""
+    if group is None:
+        return logsumexp
+    shares = shares_of(1, group, logsumexp.device)
+    return torch.logsumexp(gather_rows(logsumexp[None], shares, group), dim=0)
 
 
 def swapped_prediction_loss_reference(

@@ -31,9 +31,10 @@ def sinkhorn_assign(
     tol: float | None,
     row_marginal: Tensor | None,
     column_marginal: Tensor | None,
+    group: Any = None,
 ) -> Tensor:
     """q (n, k) in the working dtype."""
-    marginals = Marginals(row_marginal, column_marginal, scores.shape, scores.device)
+    marginals = Marginals(row_marginal, column_marginal, scores.shape, scores.device, group)
     passes = ScorePasses(scores, epsilon)
     return passes.assign(*find_potential(passes, marginals, n_iters, tol))
 
