@@ -43,6 +43,8 @@ _HOME = {  # public name -> the module that defines it
     "nearest_center": "fastdc.kernels.kmeans",
     "neighbor_consistency_loss": "fastdc.kernels.graph",
     "normalized_mutual_info": "fastdc.metrics",
+    "optimal_transport_labels": "fastdc.kernels.sinkhorn",
+    "optimal_transport_loss": "fastdc.kernels.sinkhorn",
     "orthogonal_matching_pursuit": "fastdc.kernels.self_expression",
     "pairwise_bce": "fastdc.kernels.pairwise",
     "propagate": "fastdc.kernels.graph",
@@ -53,6 +55,7 @@ _HOME = {  # public name -> the module that defines it
     "self_expression_loss": "fastdc.kernels.self_expression",
     "silhouette_score": "fastdc.metrics",
     "sinkhorn_assign": "fastdc.kernels.sinkhorn",
+    "sinkhorn_assign_features": "fastdc.kernels.sinkhorn",
     "soft_nearest_neighbor_loss": "fastdc.kernels.pairwise",
     "student_t_assign": "fastdc.kernels.student_t",
     "student_t_statistics": "fastdc.kernels.student_t",
@@ -105,6 +108,8 @@ __all__ = [
     "normalized_mutual_info",
     "pairwise_bce",
     "propagate",
+    "optimal_transport_labels",
+    "optimal_transport_loss",
     "purity",
     "radius_neighbors",
     "rim_loss",
@@ -114,6 +119,7 @@ __all__ = [
     "self_expression_loss",
     "sinkhorn_assign",
     "soft_nearest_neighbor_loss",
+    "sinkhorn_assign_features",
     "student_t_assign",
     "student_t_statistics",
     "swapped_prediction_loss",
@@ -175,6 +181,13 @@ if TYPE_CHECKING:
         self_expression_loss,
     )
     from fastdc.kernels.sinkhorn import sinkhorn_assign, swapped_prediction_loss
+    from fastdc.kernels.sinkhorn import (
+        optimal_transport_labels,
+        optimal_transport_loss,
+        sinkhorn_assign,
+        sinkhorn_assign_features,
+        swapped_prediction_loss,
+    )
     from fastdc.kernels.student_t import (
         dec_loss,
         student_t_assign,

@@ -91,12 +91,23 @@ def _knn(x: Tensor, centers: Tensor) -> None:
     neighbors.knn(x, 1, centers)
 
 
+def _sinkhorn_assign(x: Tensor, centers: Tensor) -> None:
+    scores = torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(centers).T
+    for epsilon in (0.05, 1e-3):  # stored exponentials, and anew in each pass
+        sinkhorn.sinkhorn_assign(scores, epsilon)
+
+
 def _swapped_prediction_loss(x: Tensor, centers: Tensor) -> None:
     unit = torch.nn.functional.normalize
     z1, z2, prototypes = (unit(t).requires_grad_() for t in (x, x.flip(0), centers))
     sinkhorn.swapped_prediction_loss(z1, z2, prototypes).backward()
     with torch.no_grad():
         sinkhorn.swapped_prediction_loss(z1, z2, prototypes)
+        sinkhorn.swapped_prediction_loss(z1, z2, prototypes, epsilon=1e-3)  # not held
+
+
+def _optimal_transport_loss(x: Tensor, centers: Tensor) -> None:
+    sinkhorn.optimal_transport_loss(x.clone().requires_grad_(), centers.requires_grad_(), n_iters=2).backward()
 
 
 def _conditional_entropy(x: Tensor, centers: Tensor) -> None:
@@ -179,7 +190,11 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "knn": _knn,
     "radius_neighbors": lambda x, centers: neighbors.radius_neighbors(x, 1.0),
     "sinkhorn_assign": lambda x, centers: sinkhorn.sinkhorn_assign(x @ centers.T),
+    "sinkhorn_assign": _sinkhorn_assign,
     "swapped_prediction_loss": _swapped_prediction_loss,
+    "sinkhorn_assign_features": sinkhorn.sinkhorn_assign_features,
+    "optimal_transport_labels": sinkhorn.optimal_transport_labels,
+    "optimal_transport_loss": _optimal_transport_loss,
     "entropy_statistics": lambda x, centers: mutual_information.entropy_statistics(x.softmax(1)),
     "conditional_entropy": _conditional_entropy,
     "marginal_entropy": lambda x, centers: mutual_information.marginal_entropy(x.softmax(1)),

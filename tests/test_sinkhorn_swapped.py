@@ -174,7 +174,10 @@ def test_retain_graph_and_second_derivatives():
 
 def test_opcheck():
     tensors = [t.requires_grad_() for t in make_views(70, 6, 20)]
-    torch.library.opcheck(custom_ops.swapped_prediction_loss_numba, (*tensors, [0.1, 0.05, 3.0], [True, True, True]))
+    queue = torch.randn(2, 9, 20)
+    for given in (None, queue):
+        options = (given, [0.1, 0.05, 3.0, 1 / 70], [True, True, True], "")
+        torch.library.opcheck(custom_ops.swapped_prediction_loss_numba, (*tensors, *options))
 
 
 def test_compiles_into_one_graph():

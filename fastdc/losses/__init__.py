@@ -3,7 +3,7 @@
 from fastdc.losses.graph import LaplacianLoss, LocalityPreservingLoss, SCANLoss
 from fastdc.losses.mixture import VaDELoss
 from fastdc.losses.mutual_information import IICLoss, IMSATLoss
-from fastdc.losses.optimal_transport import SwAVLoss
+from fastdc.losses.optimal_transport import OptimalTransportLoss, SwAVLoss
 from fastdc.losses.pairwise import PairwiseBCELoss, SoftNearestNeighborLoss, TripletLoss
 from fastdc.losses.self_expression import SelfExpressionLoss
 from fastdc.losses.self_training import DECLoss
@@ -14,6 +14,7 @@ __all__ = [
     "IMSATLoss",
     "LaplacianLoss",
     "LocalityPreservingLoss",
+    "OptimalTransportLoss",
     "PairwiseBCELoss",
     "SCANLoss",
     "SelfExpressionLoss",

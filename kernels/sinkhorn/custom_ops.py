@@ -6,6 +6,7 @@ when first called. Eager calls that need no gradient go to the kernels directly.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from fastdc.kernels._autograd import hand_out, keep_gradients
 from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
+from fastdc.kernels.sinkhorn.reference import swapped_prediction_loss_reference
 
 COMPILED = ("numba", "triton")
 
@@ -28,10 +30,21 @@ def _kernels(backend: str) -> Any:
     return triton_kernel
 
 
-def _swapped(z1: Tensor, z2: Tensor, prototypes: Tensor, scalars: list[float], needs: list[bool]) -> Any:
+_groups: dict[str, Any] = {}  # by name: operators take no process groups
+
+
+def _swapped(
+    z1: Tensor,
+    z2: Tensor,
+    prototypes: Tensor,
+    queue: Tensor | None,
+    scalars: list[float],
+    needs: list[bool],
+    group: str = "",
+) -> Any:
     from fastdc.kernels.sinkhorn import numba_swapped
 
-    return numba_swapped.swapped_prediction_loss(z1, z2, prototypes, scalars, needs)
+    return numba_swapped.swapped_prediction_loss(z1, z2, prototypes, queue, scalars, needs, _groups.get(group))
 
 
 def sinkhorn_assign(
@@ -39,10 +52,10 @@ def sinkhorn_assign(
     scores: Tensor,
     epsilon: float,
     n_iters: int,
-    tol: float | None,
-    row_marginal: Tensor | None,
-    column_marginal: Tensor | None,
-    group: Any,
+    tol: float | None = None,
+    row_marginal: Tensor | None = None,
+    column_marginal: Tensor | None = None,
+    group: Any = None,
 ) -> Tensor:
     options = (epsilon, n_iters, tol, row_marginal, column_marginal)
     if group is not None or is_eager(scores, row_marginal, column_marginal):
@@ -51,21 +64,27 @@ def sinkhorn_assign(
 
 
 def swapped_prediction_loss(
-    backend: str, z1: Tensor, z2: Tensor, prototypes: Tensor, temperature: float, epsilon: float, n_iters: int
+    backend: str,
+    z1: Tensor,
+    z2: Tensor,
+    prototypes: Tensor,
+    queue: Tensor | None,
+    scalars: list[float],
+    group: Any,
 ) -> Tensor:
-    """The mean over rows."""
+    """scalars: temperature, epsilon, n_iters, and what the sum over rows is multiplied by."""
     if backend == "triton":
-        from fastdc.kernels.sinkhorn.reference import swapped_prediction_loss_of
-
-        dtype = working_dtype(z1, z2, prototypes)
-        scores = [z.to(dtype) @ prototypes.to(dtype).T for z in (z1, z2)]
-        codes = [sinkhorn_assign(backend, s.detach(), epsilon, n_iters, None, None, None, None) for s in scores]
-        return swapped_prediction_loss_of(scores, codes, temperature) / z1.shape[0]
-    scalars = [temperature, epsilon, float(n_iters)]
-    if without_gradient(z1, z2, prototypes) and is_eager(z1, z2, prototypes):
-        return _swapped(z1, z2, prototypes, scalars, [False] * 3)[0]
+        temperature, epsilon, n_iters, share = scalars
+        assign = partial(sinkhorn_assign, backend, epsilon=epsilon, n_iters=int(n_iters), group=group)
+        return share * swapped_prediction_loss_reference(z1, z2, prototypes, queue, temperature, assign)
+    name = ""
+    if group is not None:
+        name = group.group_name
+        _groups[name] = group
+    if without_gradient(z1, z2, prototypes) and is_eager(z1, z2, prototypes, queue):
+        return _swapped(z1, z2, prototypes, queue, scalars, [False] * 3, name)[0]
     needs = [torch.is_grad_enabled() and t.requires_grad for t in (z1, z2, prototypes)]
-    return swapped_prediction_loss_numba(z1, z2, prototypes, scalars, needs)[0]
+    return swapped_prediction_loss_numba(z1, z2, prototypes, queue, scalars, needs, name)[0]
 
 
 def _register_assign(backend: str) -> Any:
@@ -99,15 +118,23 @@ def swapped_prediction_loss_numba(
     z1: Tensor,
     z2: Tensor,
     prototypes: Tensor,
-    scalars: list[float],  # temperature, epsilon, n_iters
+    queue: Tensor | None,
+    scalars: list[float],  # temperature, epsilon, n_iters, share
     needs: list[bool],  # which gradients
+    group: str,  # its name, empty for none
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _swapped(z1, z2, prototypes, scalars, needs)
+    return _swapped(z1, z2, prototypes, queue, scalars, needs, group)
 
 
 @swapped_prediction_loss_numba.register_fake
 def _(
-    z1: Tensor, z2: Tensor, prototypes: Tensor, scalars: list[float], needs: list[bool]
+    z1: Tensor,
+    z2: Tensor,
+    prototypes: Tensor,
+    queue: Tensor | None,
+    scalars: list[float],
+    needs: list[bool],
+    group: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = working_dtype(z1, z2, prototypes)
     like = zip((z1, z2, prototypes), needs)
@@ -116,16 +143,16 @@ def _(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.options = inputs[3:]
+    ctx.save_for_backward(*inputs[:4])
+    ctx.options = inputs[4:]
     keep_gradients(ctx, output[1:])
 
 
 def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
     if grad_loss is None:
-        return (None,) * 5
+        return (None,) * 7
     again = lambda: swapped_prediction_loss_numba(*ctx.saved_tensors, *ctx.options)[1:]  # noqa: E731
-    return (*hand_out(ctx, grad_loss, ctx.saved_tensors, again), None, None)
+    return (*hand_out(ctx, grad_loss, ctx.saved_tensors[:3], again), None, None, None, None)
 
 
 swapped_prediction_loss_numba.register_autograd(_backward, setup_context=_setup_context)

@@ -39,10 +39,9 @@ def sinkhorn_assign(
 ) -> Tensor:
     """q (n, k) in the working dtype."""
     marginals = Marginals(row_marginal, column_marginal, scores.shape, scores.device, group)
-    passes: ScorePasses | StoredPasses = ScorePasses(scores, epsilon, marginals)
-    shift = middle_exponent(scores, float(passes.scale))
-    if shift is not None:
-        passes = StoredPasses(passes, shift)
+    over_scores = ScorePasses(scores, epsilon, marginals)
+    shift = middle_exponent(scores, float(over_scores.scale))
+    passes = over_scores if shift is None else StoredPasses(over_scores, shift)
     return passes.assign(*find_potential(passes, marginals, n_iters, tol))
 
 

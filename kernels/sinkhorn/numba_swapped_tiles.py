@@ -1,5 +1,7 @@
 """Compiled passes over scores that exist only as tiles (n_prototypes, 64): 64 rows in lanes, their last ones unused.
 
+``columns_block`` and ``step_block`` serve squared distances too, with a scale below zero.
+
 Exponents are split as in ``numba_tiles.py``. Sums over prototypes are float32 within 256 of them, float64 beyond.
 """
 
@@ -8,12 +10,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numba.extending import overload
 from numpy.typing import NDArray
 
 from fastdc.kernels._lanes import load_columns, store_columns
 from fastdc.kernels._math import exp2, exp2_affine, multiply_add
 from fastdc.kernels._numba import jit
 from fastdc.kernels._simd import gemm
+from fastdc.kernels._tile import Centers, load_rows, sq_distance_tile
 from fastdc.kernels._vectors import LANES, Vectors, index, intrinsic
 from fastdc.kernels.sinkhorn.numba_tiles import LEAST_SUM, LOWEST, Potential
 
@@ -74,10 +78,26 @@ def _largest_exponent(typingctx, row, factor, addend):
     return row.dtype(row, factor, addend), codegen
 
 
-@jit(inner=True)
-def _load_scores(x, prototypes, scratch, tile):
-    load_columns(x, scratch.no_shift, scratch.columns, scratch.corner)
-    gemm(prototypes.rows, scratch.columns[: x.shape[1]], tile, False)
+def load_tile(x, source, scratch, tile):
+    """Inside kernels, tile (k, 64): scores of 64 rows to Prototypes, or their squared distances to Centers."""
+    raise RuntimeError("only for use inside kernels")
+
+
+@overload(load_tile, inline="never")
+def _load_tile(x, source, scratch, tile):
+    if source.instance_class is Centers:
+
+        def distances(x, source, scratch, tile):
+            load_rows(x, source, scratch.rows)
+            sq_distance_tile(x, source, scratch.rows, tile)
+
+        return distances
+
+    def scores(x, source, scratch, tile):
+        load_columns(x, scratch.no_shift, scratch.columns, scratch.corner)
+        gemm(source.rows, scratch.columns[: x.shape[1]], tile, False)
+
+    return scores
 
 
 @jit
@@ -89,7 +109,7 @@ def columns_block(x, prototypes, scratch, potential, scale, shifts, sums):
     sums[:] = 0.0
     for start in range(0, x.shape[0], LANES):
         rows = x[start : start + LANES]
-        _load_scores(rows, prototypes, scratch, tile)
+        load_tile(rows, prototypes, scratch, tile)
         whole[:] = x.dtype.type(LOWEST)
         part[:] = x.dtype.type(0)
         for lane in range(rows.shape[0]):
@@ -119,13 +139,13 @@ def step_block(x, prototypes, scratch, potential, scale, bounds, weight, row_log
     for start in range(0, x.shape[0], LANES):
         rows = x[start : start + LANES]
         for attempt in range(2):
-            _load_scores(rows, prototypes, scratch, view.tile)
+            load_tile(rows, prototypes, scratch, view.tile)
             if attempt == 0:
-                _set_shifts(bounds[start : start + LANES], code.shift)
+                set_shifts(bounds[start : start + LANES], code.shift)
             else:
-                _find_shifts(view.tile, potential, scale, code.shift)
-            _exponentials(view.tile, potential, scale, code, scratch.lanes[1])
-            if not _some_are_small(code.total):
+                find_shifts(view.tile, potential, scale, code.shift)
+            exponentials(view.tile, potential, scale, code, scratch.lanes[1])
+            if not some_are_small(code.total):
                 break
         factor[:] = x.dtype.type(0)
         for lane in range(rows.shape[0]):
@@ -135,13 +155,13 @@ def step_block(x, prototypes, scratch, potential, scale, bounds, weight, row_log
 
 
 @jit(inner=True)
-def _set_shifts(bounds, shift):
+def set_shifts(bounds, shift):
     for lane in range(LANES):
         shift[lane] = bounds[min(lane, bounds.size - 1)]
 
 
 @jit(inner=True)
-def _some_are_small(total):
+def some_are_small(total):
     small = False
     for lane in range(LANES):
         small |= not total[lane] >= LEAST_SUM
@@ -149,7 +169,7 @@ def _some_are_small(total):
 
 
 @jit(inner=True)
-def _find_shifts(tile, potential, scale, shift):
+def find_shifts(tile, potential, scale, shift):
     """Largest exponent of each lane, the integers of the potential alone, rounded to an integer."""
     for lane in range(LANES):
         shift[lane] = tile.dtype.type(LOWEST)
@@ -163,7 +183,7 @@ def _find_shifts(tile, potential, scale, shift):
 
 
 @jit(inner=True)
-def _exponentials(tile, potential, scale, softmax, partial):
+def exponentials(tile, potential, scale, softmax, partial):
     """Scores become 2^(exponent - shift); their sums over prototypes."""
     softmax.total[:] = 0.0
     for first in range(0, tile.shape[0], CHUNK):
@@ -230,16 +250,16 @@ def loss_block(views, prototypes, scratch, potentials, scales, bounds, factor, g
 @jit(inner=True)
 def _load_view(x, prototypes, scratch, view, potential, scales, bounds):
     code, prediction, partial = view.code, view.prediction, scratch.lanes[0]
-    _load_scores(x, prototypes, scratch, view.tile)
-    _find_shifts(view.tile, prototypes.no_potential, scales[1], prediction.shift)
+    load_tile(x, prototypes, scratch, view.tile)
+    find_shifts(view.tile, prototypes.no_potential, scales[1], prediction.shift)
     _find_totals(view.tile, prototypes.no_potential, scales[1], prediction, partial)
     for attempt in range(2):
         if attempt == 0:
-            _set_shifts(bounds, code.shift)
+            set_shifts(bounds, code.shift)
         else:
-            _find_shifts(view.tile, potential, scales[0], code.shift)
+            find_shifts(view.tile, potential, scales[0], code.shift)
         _find_totals(view.tile, potential, scales[0], code, partial)
-        if not _some_are_small(code.total):
+        if not some_are_small(code.total):
             break
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import operator
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from fastdc.kernels._autograd import refuse_transforms
 from fastdc.kernels._backend import choose
-from fastdc.kernels._checks import check_centers, check_points, check_positive, check_vector
-from fastdc.kernels._group import check_group
+from fastdc.kernels._checks import check_centers, check_points, check_positive
+from fastdc.kernels._group import shares_of
 from fastdc.kernels.sinkhorn import custom_ops
+from fastdc.kernels.sinkhorn.checks import check_iteration, check_marginals, check_queue
 from fastdc.kernels.sinkhorn.reference import sinkhorn_assign_reference, swapped_prediction_loss_reference
 
 
@@ -92,18 +93,10 @@ def sinkhorn_assign(
             [0.3800, 0.6200]])
     """
     check_points(scores, "scores", "n_prototypes")
-    epsilon, n_iters = check_positive(epsilon, "epsilon"), _check_n_iters(n_iters)
-    if tol is not None:
-        tol = check_positive(tol, "tol")
-    check_group(group)
-    for marginal, axis, name, what in (
-        (row_marginal, 0, "row_marginal", "rows"),
-        (column_marginal, 1, "column_marginal", "columns"),
-    ):
-        if marginal is not None:
-            check_vector(marginal, scores.shape[axis], name, scores, what)
+    epsilon, n_iters, tol = check_iteration(epsilon, n_iters, tol, group)
+    weights = check_marginals(row_marginal, column_marginal, scores, scores.shape[1])
     name = choose("sinkhorn_assign", scores, backend)
-    options = (epsilon, n_iters, tol, row_marginal, column_marginal, group)
+    options = (epsilon, n_iters, tol, *weights, group)
     if name == "reference":
         return sinkhorn_assign_reference(scores.detach(), *options)
     return custom_ops.sinkhorn_assign(name, scores.detach(), *options)
@@ -116,6 +109,8 @@ def swapped_prediction_loss(
     temperature: float = 0.1,
     epsilon: float = 0.05,
     n_iters: int = 3,
+    queue: Tensor | None = None,
+    group: Any = None,
     *,
     backend: str | None = None,
 ) -> Tensor:
@@ -143,6 +138,14 @@ def swapped_prediction_loss(
         Of the predictions.
     epsilon, n_iters
         As in :func:`sinkhorn_assign`.
+    queue : Tensor of shape (2, n_queued, n_features), optional
+        Embeddings of earlier batches, of either view, that take part in the codes' balance; only the batch's own
+        rows have codes in the loss. No gradient.
+    group : torch.distributed.ProcessGroup, optional
+        Over whose processes the rows are spread, each with any number of them, in eager mode. Codes are balanced
+        over all rows and queues; each process returns W / N times the sum over its own rows, with W processes and
+        N rows in all, so that the average over the processes, which ``DistributedDataParallel`` makes of the
+        gradients too, is what one process with all rows gets.
     backend : {None, "reference", "numba", "triton"}
         None chooses by device (see ``fastdc.explain``); a name forces it or raises ``BackendError``.
 
@@ -155,8 +158,9 @@ def swapped_prediction_loss(
     -----
     Gradients: to z1, z2 and prototypes, once (a second derivative raises on CPUs); none through the codes.
     Memory: on CPUs the gradients, 528 bytes a prototype and thread, and the gradient of the prototypes once more
-    a thread: scores are computed again in each of the passes. On GPUs the codes come from the fused kernel and
-    the rest from torch, which holds (n_samples, n_prototypes) matrices.
+    a thread: scores are computed again in each of the passes. Of at most 2048 rows whose scores and exponentials
+    take at most 32 MB together these are held instead. A queue is copied. On GPUs the codes come from the fused
+    kernel and the rest from torch, which holds (n_samples, n_prototypes) matrices.
     Precision: computed in float32 or wider.
     Determinism: same bits for any number of threads on CPUs.
 
@@ -176,22 +180,19 @@ def swapped_prediction_loss(
     check_centers(prototypes, z1, "prototypes", "z1")
     if z1.shape != z2.shape:
         raise ValueError(f"z1 has {z1.shape[0]} rows but z2 has {z2.shape[0]}; they are two views of the same samples")
-    temperature, epsilon = check_positive(temperature, "temperature"), check_positive(epsilon, "epsilon")
-    n_iters = _check_n_iters(n_iters)
+    temperature = check_positive(temperature, "temperature")
+    epsilon, n_iters, _ = check_iteration(epsilon, n_iters, None, group)
+    if queue is not None:
+        check_queue(queue, z1)
     name = choose("swapped_prediction_loss", z1, backend)
-    options = (temperature, epsilon, n_iters)
+    share = 1.0 / z1.shape[0]
+    if group is not None:
+        shares = shares_of(z1.shape[0], group, z1.device)
+        share = len(shares.counts) / shares.total
     if name == "reference":
-        return swapped_prediction_loss_reference(z1, z2, prototypes, *options) / z1.shape[0]
+        assign = partial(sinkhorn_assign_reference, epsilon=epsilon, n_iters=n_iters, group=group)
+        return share * swapped_prediction_loss_reference(z1, z2, prototypes, queue, temperature, assign)
     if name == "numba":
         refuse_transforms("swapped_prediction_loss", z1, z2, prototypes)
-    return custom_ops.swapped_prediction_loss(name, z1, z2, prototypes, *options)
-
-
-def _check_n_iters(value: int) -> int:
-    try:
-        number = -1 if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = -1
-    if number < 1:
-        raise ValueError(f"n_iters must be an integer, 1 or above, got {value}")
-    return number
+    scalars = [temperature, epsilon, float(n_iters), share]
+    return custom_ops.swapped_prediction_loss(name, z1, z2, prototypes, queue, scalars, group)

@@ -5,6 +5,7 @@ Byte counts are for n rows, k prototypes and s bytes a number.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ def sinkhorn_assign_reference(
     scores: Tensor,
     epsilon: float,
     n_iters: int,
-    tol: float | None,
-    row_marginal: Tensor | None,
-    column_marginal: Tensor | None,
+    tol: float | None = None,
+    row_marginal: Tensor | None = None,
+    column_marginal: Tensor | None = None,
     group: Any = None,
 ) -> Tensor:
     """q (n, k) in the working dtype, computed in float64 (float32 where the device has no float64)."""
@@ -58,16 +59,38 @@ def _over_ranks(logsumexp: Tensor, group: Any) -> Tensor:
 
 
 def swapped_prediction_loss_reference(
-    z1: Tensor, z2: Tensor, prototypes: Tensor, temperature: float, epsilon: float, n_iters: int
+    z1: Tensor,
+    z2: Tensor,
+    prototypes: Tensor,
+    queue: Tensor | None,
+    temperature: float,
+    assign: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Sum over rows of the cross-entropies of each view under the codes of the other, halved."""
+    """Sum over rows of the cross-entropies of each view under the codes of the other, halved; assign makes codes."""
     dtype = working_dtype(z1, z2, prototypes)
-    scores = [z.to(dtype) @ prototypes.to(dtype).T for z in (z1, z2)]  # writes 2 n k s
-    codes = [sinkhorn_assign_reference(s, epsilon, n_iters, None, None, None) for s in scores]
-    return swapped_prediction_loss_of(scores, codes, temperature)
-
-
-def swapped_prediction_loss_of(scores: list[Tensor], codes: list[Tensor], temperature: float) -> Tensor:
-    """The same from the scores and codes of both views."""
+    n, prototypes = z1.shape[0], prototypes.to(dtype)
+    scores = [z.to(dtype) @ prototypes.T for z in (z1, z2)]  # writes 2 n k s
+    rated = [s.detach() for s in scores]
+    if queue is not None:
+        rated = [torch.cat([s, more.detach().to(dtype) @ prototypes.detach().T]) for s, more in zip(rated, queue)]
+    codes = [assign(s)[:n] for s in rated]
     log_p = [torch.log_softmax(s / temperature, dim=1) for s in scores]  # moves 8 n k s
     return -0.5 * ((codes[1] * log_p[0]).sum() + (codes[0] * log_p[1]).sum())  # moves 6 n k s
+
+
+def optimal_transport_loss_reference(
+    x: Tensor,
+    centers: Tensor,
+    epsilon: float,
+    n_iters: int,
+    tol: float | None,
+    row_marginal: Tensor | None,
+    column_marginal: Tensor | None,
+) -> Tensor:
+    """<P, C> with P held: P is the codes times the masses of the rows."""
+    dtype = working_dtype(x, centers)
+    cost = (x.to(dtype)[:, None] - centers.to(dtype)).square().sum(dim=2)  # moves 3 n k d s
+    options = (epsilon, n_iters, tol, row_marginal, column_marginal)
+    mass = _marginal(row_marginal, x.shape[0], cost.detach())
+    plan = mass[:, None] * sinkhorn_assign_reference(-cost, *options)  # moves 3 n k s
+    return (plan * cost).sum()  # moves 2 n k s
