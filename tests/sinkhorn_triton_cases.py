@@ -7,7 +7,13 @@ import pytest
 import torch
 
 from fastdc.kernels._accuracy import assert_not_worse_than_torch, relative_error
-from fastdc.kernels.sinkhorn import sinkhorn_assign, swapped_prediction_loss
+from fastdc.kernels.sinkhorn import (
+    optimal_transport_labels,
+    optimal_transport_loss,
+    sinkhorn_assign,
+    sinkhorn_assign_features,
+    swapped_prediction_loss,
+)
 from tests.sinkhorn_cases import (
     DTYPES,
     exact_assign,
@@ -102,3 +108,32 @@ def test_swapped_loss():
     exact = loss_and_gradients(plain_swapped, *(t.double() for t in tensors))
     for a, b in zip(got, exact):
         assert relative_error(a.cpu(), b) < 1e-5
+
+
+def test_queue():
+    z1, z2, prototypes = (t.to(DEVICE) for t in make_views(40, 20, 12))
+    queue = torch.stack(make_views(30, 20, 12, seed=3)[:2]).to(DEVICE)
+    got, expected = (
+        swapped_prediction_loss(z1, z2, prototypes, queue=queue, backend=backend) for backend in ("triton", "reference")
+    )
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_transport_from_features(dtype):
+    x, centers, prototypes = (t.to(DEVICE) for t in make_views(60, 20, 12, dtype))
+    double = x.double(), prototypes.double()
+    q = sinkhorn_assign_features(x, prototypes, backend="triton")
+    assert relative_error(q, sinkhorn_assign_features(*double, backend="reference")) < 1e-5
+    found = optimal_transport_labels(x, prototypes, backend="triton")
+    expected = optimal_transport_labels(*double, backend="reference")
+    assert torch.equal(found.labels, expected.labels)
+    assert relative_error(found.confidence, expected.confidence) < 1e-5
+    results = []
+    for backend, tensors in (("triton", (x, centers)), ("reference", (x.double(), centers.double()))):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+        loss = optimal_transport_loss(*leaves, 0.5, 5, tol=None, backend=backend)
+        results.append((loss.detach(), *torch.autograd.grad(loss, leaves)))
+    allowed = {torch.float16: 1e-3, torch.bfloat16: 8e-3}.get(dtype, 1e-5)
+    for a, b in zip(*results):
+        assert relative_error(a, b) < allowed

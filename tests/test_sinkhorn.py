@@ -11,7 +11,7 @@ from fastdc.kernels._accuracy import assert_not_worse_than_torch, relative_error
 from fastdc.kernels._math import exp2, exp2_affine
 from fastdc.kernels._numba import jit
 from fastdc.kernels.sinkhorn import custom_ops, numba_kernel, sinkhorn_assign
-from fastdc.kernels.sinkhorn.numba_kernel import make_potential, make_scale
+from fastdc.kernels.sinkhorn.numba_kernel import make_potential, make_scale, middle_exponent
 from tests.sinkhorn_cases import DTYPES, SHAPES, exact_assign, make_scores, name_shape, plain_assign, swav_assign
 
 BACKENDS = ["reference", "numba"]
@@ -197,6 +197,34 @@ def test_columns_far_below_every_row_are_summed_again(monkeypatch):
     assert not any(calls[1:])
     assert len(calls) > 1
     assert relative_error(q[:, 11], expected[:, 11]) < 1e-5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_stored_exponentials_are_those_made_anew(dtype, monkeypatch):
+    scores = make_scores(301, 1100, dtype)
+    stored = sinkhorn_assign(scores)
+    monkeypatch.setattr(numba_kernel, "middle_exponent", lambda scores, scale: None)
+    anew = sinkhorn_assign(scores)
+    assert not torch.equal(stored, anew)
+    assert relative_error(stored, anew) < (1e-13 if dtype == torch.float64 else 3e-6)
+
+
+@pytest.mark.parametrize("extreme", ["column_marginal", "row_marginal"])
+def test_marginals_beyond_float32_leave_what_is_stored(extreme):
+    scores = make_scores(200, 20, torch.float32)
+    marginals = {"row_marginal": torch.ones(200).double(), "column_marginal": torch.ones(20).double()}
+    marginals[extreme][3] = 1e-60
+    q = sinkhorn_assign(scores, n_iters=5, **marginals)
+    expected = plain_assign(scores.double(), n_iters=5, **{name: m / m.sum() for name, m in marginals.items()})
+    assert relative_error(q, expected) < 3e-6
+
+
+def test_which_scores_are_stored():
+    scores = make_scores(20, 5)
+    assert middle_exponent(scores, 10.0) == round(10 * float(scores.max() + scores.min()) / 2)
+    assert middle_exponent(scores + 1e4, 10.0) is not None
+    for bad in (scores * 300, scores + 1e8, scores.where(scores < scores.max(), -math.inf), scores * math.nan):
+        assert middle_exponent(bad, 10.0) is None
 
 
 # --- stopping

@@ -8,9 +8,10 @@ import torch
 
 import fastdc
 from fastdc.kernels._accuracy import assert_not_worse_than_torch, relative_error
-from fastdc.kernels.sinkhorn import custom_ops, swapped_prediction_loss
+from fastdc.kernels.sinkhorn import custom_ops, numba_held, numba_swapped, swapped_prediction_loss
+from fastdc.kernels.sinkhorn.numba_stored import find_factors
 from fastdc.losses import SwAVLoss
-from tests.sinkhorn_cases import DTYPES, fused, loss_and_gradients, make_views, plain_swapped
+from tests.sinkhorn_cases import DTYPES, fused, loss_and_gradients, make_views, plain_assign, plain_swapped
 
 SHAPES = [(1, 2, 3), (7, 3, 5), (65, 20, 10), (130, 300, 33), (257, 50, 64)]  # n_samples, n_prototypes, n_features
 NAMES = ("loss", "z1", "z2", "prototypes")
@@ -219,6 +220,99 @@ def test_module_normalises_and_learns():
         optimiser.step()
         losses.append(loss.item())
     assert losses[-1] < 0.9 * losses[0]
+
+
+# --- small batches, and the queue
+
+
+@pytest.mark.parametrize("shape", [(130, 300, 33), (70, 1500, 20), (1100, 40, 16)], ids=name_shape)
+def test_held_is_streamed(shape, monkeypatch):
+    """Both ways to the same loss: scores held, and made again in each pass."""
+    tensors = make_views(*shape)
+    held = loss_and_gradients(fused("numba"), *tensors)
+    monkeypatch.setattr(numba_held, "MOST_ROWS", 0)
+    streamed = loss_and_gradients(fused("numba"), *tensors)
+    for a, b in zip(held, streamed):
+        assert relative_error(a, b) < 5e-6
+        assert not torch.equal(a, b) or a.ndim == 0
+
+
+@pytest.mark.parametrize("n_lost", [0, 1, 100])
+def test_potentials_beyond_float32_leave_what_is_held(n_lost, monkeypatch):
+    """Where the scalings do not fit, in a step or for the loss, the passes over the embeddings take over."""
+    tensors = make_views(100, 30, 8)
+    expected = loss_and_gradients(fused("numba"), *tensors)
+    calls = []
+
+    def lost(potential, dtype):
+        calls.append(potential)
+        return None if len(calls) <= n_lost else find_factors(potential, dtype)
+
+    monkeypatch.setattr(numba_held, "find_factors", lost)
+    monkeypatch.setattr(numba_swapped, "find_factors", lost)
+    got = loss_and_gradients(fused("numba"), *tensors)
+    assert len(calls) == 6  # two steps and one loss of two views
+    for a, b in zip(got, expected):
+        assert relative_error(a, b) < 2e-6
+
+
+@pytest.mark.parametrize("backend", ["reference", "numba"])
+@pytest.mark.parametrize("epsilon", [0.05, 1e-3])
+def test_queue_balances_codes_but_has_no_loss(backend, epsilon):
+    z1, z2, prototypes = make_views(70, 20, 12, torch.float64)
+    queue = torch.stack(make_views(90, 20, 12, torch.float64, seed=3)[:2])
+
+    def plain(z1, z2, prototypes):
+        s1, s2 = (z @ prototypes.T for z in (z1, z2))
+        q1, q2 = (
+            plain_assign(torch.cat([m @ prototypes.T, s]).detach(), epsilon)[-70:] for m, s in zip(queue, (s1, s2))
+        )
+        p1, p2 = ((s / 0.1).log_softmax(1) for s in (s1, s2))
+        return -((q2 * p1).sum(1) + (q1 * p2).sum(1)).mean() / 2
+
+    exact = loss_and_gradients(plain, z1, z2, prototypes)
+    got = loss_and_gradients(fused(backend), z1, z2, prototypes, queue=queue.requires_grad_(), epsilon=epsilon)
+    for a, b in zip(got, exact):
+        assert relative_error(a, b) < 1e-10
+    assert queue.grad is None
+
+
+def test_module_keeps_a_queue():
+    torch.manual_seed(0)
+    unit = torch.nn.functional.normalize
+    criterion = SwAVLoss(8, 5, queue_length=10)
+    batches = [torch.randn(2, 4, 8) for _ in range(5)]
+    losses = [criterion(*batch) for batch in batches]
+    newest = torch.cat([unit(batch, dim=2) for batch in reversed(batches)], dim=1)
+    assert torch.equal(criterion.queue, newest[:, :10])
+    sum(losses).backward()  # earlier queues are still those of their calls
+    prototypes = unit(criterion.prototypes)
+    given = [
+        fastdc.swapped_prediction_loss(*unit(batches[i], dim=2), prototypes, queue=q)
+        for i, q in ((2, None), (3, newest[:, 8:18]), (4, newest[:, 4:14]))
+    ]
+    assert [loss.item() for loss in losses[2:]] == pytest.approx([loss.item() for loss in given], rel=1e-5)
+    again = SwAVLoss(8, 5, queue_length=10)
+    again.load_state_dict(criterion.state_dict())
+    assert torch.equal(again(*batches[0]), criterion(*batches[0]))
+    before = criterion.queue.clone()
+    criterion.eval()(*batches[1])
+    assert torch.equal(criterion.queue, before)
+    with pytest.raises(ValueError, match="queue_length must be 0 or above, got -1"):
+        SwAVLoss(8, 5, queue_length=-1)
+
+
+@pytest.mark.parametrize(
+    ("queue", "error", "message"),
+    [
+        ([1.0], TypeError, "queue must be a torch.Tensor, got list; stack both views' with torch.stack"),
+        (torch.zeros(5, 2), ValueError, r"queue must have shape \(2, n_queued, 2\), .* got \(5, 2\)"),
+        (torch.zeros(2, 5, 3), ValueError, r"queue must have shape \(2, n_queued, 2\), .* got \(2, 5, 3\)"),
+    ],
+)
+def test_bad_queues(queue, error, message):
+    with pytest.raises(error, match=message):
+        swapped_prediction_loss(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(4, 2), queue=queue)
 
 
 @pytest.mark.parametrize(
