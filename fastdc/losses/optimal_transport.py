@@ -24,7 +24,8 @@ class SwAVLoss(nn.Module):
     queue_length : int
         Embeddings of earlier batches that each view's codes are balanced with, as in SwAV's queue: the buffer
         ``queue`` of shape (2, queue_length, n_features), newest first, part of ``state_dict``. It fills in training
-        mode and takes part once it is full. With a group each process has a queue of its own.
+        mode and takes part once it is full. With a group each process has a queue of its own:
+        ``DistributedDataParallel`` needs ``broadcast_buffers=False`` then.
     group : torch.distributed.ProcessGroup, optional
         As in :func:`fastdc.swapped_prediction_loss`. Not part of ``state_dict``.
 
