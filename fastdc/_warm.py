@@ -189,7 +189,6 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "contingency_table": _contingency_table,
     "knn": _knn,
     "radius_neighbors": lambda x, centers: neighbors.radius_neighbors(x, 1.0),
-    "sinkhorn_assign": lambda x, centers: sinkhorn.sinkhorn_assign(x @ centers.T),
     "sinkhorn_assign": _sinkhorn_assign,
     "swapped_prediction_loss": _swapped_prediction_loss,
     "sinkhorn_assign_features": sinkhorn.sinkhorn_assign_features,
@@ -207,9 +206,6 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "pairwise_bce": _pairwise_bce,
     "soft_nearest_neighbor_loss": _soft_nearest_neighbor_loss,
     "triplet_loss": lambda x, centers: pairwise.triplet_loss(x, _halves(x)),
-    "gmm_responsibilities": lambda x, means: gaussian_mixture.gmm_responsibilities(
-        x, means, means.square() + 1, means[:, 0].square()
-    ),
     "gmm_responsibilities": _gmm_log_density,  # the same kernels
     "gmm_log_density": _gmm_log_density,
     "gmm_step": _gmm_step,
