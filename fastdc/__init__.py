@@ -29,6 +29,7 @@ _HOME = {  # public name -> the module that defines it
     "gmm_update": "fastdc.kernels.gaussian_mixture",
     "heat_weights": "fastdc.kernels.graph",
     "iic_loss": "fastdc.kernels.mutual_information",
+    "info_nce": "fastdc.kernels.contrastive",
     "joint_distribution": "fastdc.kernels.mutual_information",
     "kmeans_plusplus": "fastdc.kernels.kmeans",
     "kmeans_step": "fastdc.kernels.kmeans",
@@ -43,6 +44,7 @@ _HOME = {  # public name -> the module that defines it
     "nearest_center": "fastdc.kernels.kmeans",
     "neighbor_consistency_loss": "fastdc.kernels.graph",
     "normalized_mutual_info": "fastdc.metrics",
+    "nt_xent": "fastdc.kernels.contrastive",
     "optimal_transport_labels": "fastdc.kernels.sinkhorn",
     "optimal_transport_loss": "fastdc.kernels.sinkhorn",
     "orthogonal_matching_pursuit": "fastdc.kernels.self_expression",
@@ -59,6 +61,7 @@ _HOME = {  # public name -> the module that defines it
     "soft_nearest_neighbor_loss": "fastdc.kernels.pairwise",
     "student_t_assign": "fastdc.kernels.student_t",
     "student_t_statistics": "fastdc.kernels.student_t",
+    "sup_con": "fastdc.kernels.contrastive",
     "swapped_prediction_loss": "fastdc.kernels.sinkhorn",
     "target_distribution": "fastdc.kernels.student_t",
     "triplet_loss": "fastdc.kernels.pairwise",
@@ -92,6 +95,7 @@ __all__ = [
     "gmm_update",
     "heat_weights",
     "iic_loss",
+    "info_nce",
     "joint_distribution",
     "kmeans_plusplus",
     "kmeans_step",
@@ -106,6 +110,7 @@ __all__ = [
     "nearest_center",
     "neighbor_consistency_loss",
     "normalized_mutual_info",
+    "nt_xent",
     "optimal_transport_labels",
     "optimal_transport_loss",
     "orthogonal_matching_pursuit",
@@ -122,6 +127,7 @@ __all__ = [
     "soft_nearest_neighbor_loss",
     "student_t_assign",
     "student_t_statistics",
+    "sup_con",
     "swapped_prediction_loss",
     "target_distribution",
     "triplet_loss",
@@ -147,6 +153,7 @@ if TYPE_CHECKING:
     from fastdc.cluster import GaussianMixture, KMeans
     from fastdc.kernels import BackendError, explain, use_backend
     from fastdc.kernels.contingency import contingency_table
+    from fastdc.kernels.contrastive import info_nce, nt_xent, sup_con
     from fastdc.kernels.gaussian_mixture import (
         gmm_log_density,
         gmm_responsibilities,

@@ -13,6 +13,7 @@ from fastdc import metrics
 from fastdc.kernels import (
     OPS,
     contingency,
+    contrastive,
     gaussian_mixture,
     graph,
     kmeans,
@@ -178,6 +179,22 @@ def _neighbor_consistency_loss(x: Tensor, centers: Tensor) -> None:
         graph.neighbor_consistency_loss(*pair, from_logits=from_logits).backward()
 
 
+def _nt_xent(x: Tensor, centers: Tensor) -> None:
+    for temperature in (0.5, 0.001):  # without shifts and with them
+        contrastive.nt_xent(x.requires_grad_(), x.flip(0), temperature).backward()
+    x.requires_grad_(False)
+
+
+def _info_nce(x: Tensor, centers: Tensor) -> None:
+    contrastive.info_nce(x.requires_grad_(), x.flip(0), extra_keys=centers).backward()
+    x.requires_grad_(False)
+
+
+def _sup_con(x: Tensor, centers: Tensor) -> None:
+    contrastive.sup_con(x.requires_grad_(), torch.arange(len(x)) % 5).backward()
+    x.requires_grad_(False)
+
+
 _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "student_t_assign": _student_t_assign,
     "student_t_statistics": _student_t_statistics,
@@ -214,4 +231,7 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "heat_weights": lambda x, centers: graph.heat_weights(x, _ring(x)),
     "propagate": _propagate,
     "neighbor_consistency_loss": _neighbor_consistency_loss,
+    "nt_xent": _nt_xent,
+    "info_nce": _info_nce,
+    "sup_con": _sup_con,
 }

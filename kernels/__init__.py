@@ -44,6 +44,9 @@ OPS = {  # public op -> its room
     "heat_weights": "graph",
     "propagate": "graph",
     "neighbor_consistency_loss": "graph",
+    "nt_xent": "contrastive",
+    "info_nce": "contrastive",
+    "sup_con": "contrastive",
 }
 
 __all__ = ["OPS", "BackendError", "Choice", "Hardware", "choose", "explain", "use_backend"]

@@ -1,5 +1,6 @@
 """``nn.Module`` faces of the differentiable ops, for training code of one's own; one file a family."""
 
+from fastdc.losses.contrastive import InfoNCELoss, NTXentLoss, SupConLoss
 from fastdc.losses.graph import LaplacianLoss, LocalityPreservingLoss, SCANLoss
 from fastdc.losses.mixture import VaDELoss
 from fastdc.losses.mutual_information import IICLoss, IMSATLoss
@@ -12,13 +13,16 @@ __all__ = [
     "DECLoss",
     "IICLoss",
     "IMSATLoss",
+    "InfoNCELoss",
     "LaplacianLoss",
     "LocalityPreservingLoss",
+    "NTXentLoss",
     "OptimalTransportLoss",
     "PairwiseBCELoss",
     "SCANLoss",
     "SelfExpressionLoss",
     "SoftNearestNeighborLoss",
+    "SupConLoss",
     "SwAVLoss",
     "TripletLoss",
     "VaDELoss",

@@ -126,9 +126,13 @@ def _register_step(backend: str) -> Any:
         sample_weight: Tensor | None,
         covariance_type: str,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        shapes = ((), (means.shape[0],), means.shape, covariances.shape)
-        sums = (x.new_empty(shape, dtype=torch.float64) for shape in shapes)
-        return *sums, x.new_empty((), dtype=torch.int64)
+        return (
+            x.new_empty((), dtype=torch.float64),
+            x.new_empty(means.shape[0], dtype=torch.float64),
+            x.new_empty(means.shape, dtype=torch.float64),
+            x.new_empty(covariances.shape, dtype=torch.float64),
+            x.new_empty((), dtype=torch.int64),
+        )
 
     return step
 

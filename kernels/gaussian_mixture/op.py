@@ -257,7 +257,7 @@ def gmm_step(
     if check_finite:
         _checks.check_finite(("x", x), ("means", means), ("sample_weight", sample_weight))
     name = choose("gmm_step", x, backend)
-    tensors = tuple(t.detach() for t in (x, means, covariances, weights))
+    tensors = x.detach(), means.detach(), covariances.detach(), weights.detach()
     if name == "reference":
         return GMMStep(*gmm_step_reference(*tensors, sample_weight, covariance_type))
     return GMMStep(*custom_ops.gmm_step(name, *tensors, sample_weight, covariance_type))
@@ -324,12 +324,12 @@ def _rows(
     backend: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Responsibilities, log density and labels of x under the means, covariances and weights of ``mixture``."""
-    x, means, *_ = mixture
+    x, means, covariances, weights = mixture
     check_mixture(*mixture, covariance_type)
     if check_finite:
         _checks.check_finite(("x", x), ("means", means))
     name = choose(op, x, backend)
-    tensors = tuple(t.detach() for t in mixture)
+    tensors = x.detach(), means.detach(), covariances.detach(), weights.detach()
     if name == "reference":
         return gmm_rows_reference(*tensors, covariance_type)
     return custom_ops.gmm_rows(name, *tensors, covariance_type, want_responsibilities)

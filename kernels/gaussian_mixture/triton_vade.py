@@ -59,7 +59,8 @@ def vade_loss(
         mass, first, second = (t.sum(dim=0) for t in (mass, first, second))
         found = (precision * first, (precision * second - mass[:, None]) / 2, mass)
         of_components = [g.to(dtype) if need else e for g, e, need in zip(found, of_components, needs[3:])]
-    return losses.sum().to(dtype), grads[0], grads[1], grads[2], *of_components
+    grad_z, grad_mu, grad_log_var, grad_means, grad_log_vars, grad_logits = *grads, *of_components
+    return losses.sum().to(dtype), grad_z, grad_mu, grad_log_var, grad_means, grad_log_vars, grad_logits
 
 
 def launch_of(n_components: int, itemsize: int, chip: Chip) -> Launch:

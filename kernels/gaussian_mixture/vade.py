@@ -91,8 +91,8 @@ def vade_loss(
     check_latent(z, mu, log_var, means, log_vars, logits)
     name = choose("vade_loss", z, backend)
     detach, dtype = bool(detach_responsibilities), working_dtype(z, mu, log_var, means, log_vars, logits)
-    leaves = [z, mu, log_var, means, log_vars, torch.log_softmax(logits.to(dtype), dim=0)]
+    leaves = z, mu, log_var, means, log_vars, torch.log_softmax(logits.to(dtype), dim=0)
     if name == "reference":
         return vade_loss_reference(*leaves, detach) / z.shape[0]
     refuse_transforms("vade_loss", *leaves)
-    return custom_ops.vade_loss(name, leaves, detach) / z.shape[0]
+    return custom_ops.vade_loss(name, list(leaves), detach) / z.shape[0]

@@ -1,0 +1,295 @@
+"""Compiled passes over products of anchors and keys that exist only as square tiles, one block of anchors a call.
+
+Exponents are products times scale, to base 2. Where all of them are known to lie within ``SAFE_EXPONENT`` of zero they
+need no shift, so that one exponential serves both directions; else each row and each column has its own.
+
+With ``ring`` the keys are the anchors and the matrix is symmetric: of each two tiles across the diagonal one is made.
+Tile i meets the tiles up to half way round, so that all blocks have the same work.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdc.kernels._lanes import transpose
+from fastdc.kernels._math import exp2, multiply_add
+from fastdc.kernels._numba import jit
+from fastdc.kernels._simd import gemm
+from fastdc.kernels._vectors import VECTOR_BYTES
+
+
+class Sides(NamedTuple):
+    """What is multiplied. Rows are padded to whole tiles, features to whole vectors, both with zeros."""
+
+    anchors: NDArray  # (whole tiles, padded)
+    keys: NDArray  # (whole tiles, padded)
+    positives: NDArray  # (n_anchors,) int64 key of each anchor, or of length 0
+    scale: float  # of the arrays' dtype
+    n_anchors: int
+    n_keys: int
+    n_columns: int  # the first so many keys have sums of their own, over anchors
+    self_offset: int  # anchor i is key i + self_offset, which does not count; below 0 where none is
+    ring: bool
+
+
+class Scratch(NamedTuple):
+    """What one worker owns; the tile's side is that of every tile."""
+
+    tile: NDArray  # (side, side)
+    key_columns: NDArray  # (padded, side)
+    anchor_columns: NDArray  # (tiles of a block, padded, side)
+    no_shift: NDArray  # (padded,) zeros
+
+
+@jit(inner=True)
+def n_steps(sides, first, last, side):
+    """How many tiles of keys a block of the anchor tiles first to last - 1 meets."""
+    n_tiles = sides.keys.shape[0] // side
+    return last - first + n_tiles // 2 if sides.ring else n_tiles
+
+
+@jit(inner=True)
+def _key_tile(sides, first, step, side):
+    return (first + step) % (sides.keys.shape[0] // side) if sides.ring else step
+
+
+@jit(inner=True)
+def _meet(sides, first, step, i, side):
+    """Whether anchor tile i is multiplied with the key tile of this step."""
+    if not sides.ring:
+        return True
+    n_tiles = sides.keys.shape[0] // side
+    distance = first + step - i
+    return 0 <= distance <= n_tiles // 2 and (2 * distance != n_tiles or i < distance)
+
+
+@jit(inner=True)
+def _load_columns(rows, start, zeros, columns):
+    """columns (padded, side) become the rows from ``start`` on, transposed."""
+    width, side = columns.shape
+    size = VECTOR_BYTES // rows.itemsize
+    for row in range(0, side, size):
+        for d in range(0, width, size):
+            transpose(rows, (start + row) * width + d, width, zeros, 0, columns, d * side + row, side)
+
+
+@jit(inner=True)
+def _load_products(sides, i, j, scratch):
+    """The tile of anchor tile i and the key tile in scratch; minus infinity where a pair does not count."""
+    tile = scratch.tile
+    side = tile.shape[0]
+    gemm(sides.anchors[i * side : (i + 1) * side], scratch.key_columns, tile, False)
+    n_rows, n_columns = sides.n_anchors - i * side, sides.n_keys - j * side
+    own = i * side + sides.self_offset - j * side  # the column of the first anchor itself
+    if n_rows >= side and n_columns >= side and (sides.self_offset < 0 or abs(own) >= side):
+        return
+    for a in range(side):
+        row = tile[a]
+        if a >= n_rows:
+            row[:] = -np.inf
+        elif n_columns < side:
+            row[n_columns:] = -np.inf
+        if sides.self_offset >= 0 and 0 <= own + a < side:
+            row[own + a] = -np.inf
+
+
+@jit
+def maxima_block(sides, first, last, scratch, row_tops, column_tops):
+    """Largest exponents: of the block's rows (n_anchors, all), of columns (steps, side)."""
+    side = scratch.tile.shape[0]
+    column_tops[:] = -np.inf
+    for step in range(n_steps(sides, first, last, side)):
+        j = _key_tile(sides, first, step, side)
+        _load_columns(sides.keys, j * side, scratch.no_shift, scratch.key_columns)
+        for i in range(first, last):
+            if _meet(sides, first, step, i, side):
+                _load_products(sides, i, j, scratch)
+                for a in range(min(side, sides.n_anchors - i * side)):
+                    row, top = scratch.tile[a], row_tops[i * side + a]
+                    for column in range(side):
+                        x = row[column] * sides.scale
+                        top = x if x > top else top
+                    row_tops[i * side + a] = top
+                    _raise(row, sides.scale, column_tops[step])
+
+
+@jit(inner=True)
+def _raise(row, scale, tops):
+    for column in range(row.size):
+        x = row[column] * scale
+        tops[column] = x if x > tops[column] else tops[column]
+
+
+@jit
+def sums_block(sides, first, last, scratch, shifts, row_sums, exponents, column_sums):
+    """Sums of 2^(exponent - shift).
+
+    ``shifts`` of rows and of columns, both of length 0 where none are needed. row_sums (n_anchors,) float64 are
+    added to; column_sums (steps, side) start at zero. ``exponents`` (n_anchors,) become those of the positives.
+    """
+    tile = scratch.tile
+    side = tile.shape[0]
+    row_shifts, column_shifts = shifts
+    for step in range(n_steps(sides, first, last, side)):
+        j = _key_tile(sides, first, step, side)
+        _load_columns(sides.keys, j * side, scratch.no_shift, scratch.key_columns)
+        for i in range(first, last):
+            if not _meet(sides, first, step, i, side):
+                continue
+            _load_products(sides, i, j, scratch)
+            _note_positives(sides, i, j, tile, exponents)
+            with_columns = i != j if sides.ring else j * side < sides.n_columns
+            for a in range(min(side, sides.n_anchors - i * side)):
+                row = tile[a]
+                if row_shifts.size > 0:
+                    if with_columns:
+                        _add_shifted(row, sides.scale, column_shifts[j * side : (j + 1) * side], column_sums[step])
+                    _exponentials_shifted(row, sides.scale, row_shifts[i * side + a])
+                else:
+                    _exponentials(row, sides.scale)
+                    if with_columns:
+                        _add(row, column_sums[step])
+                row_sums[i * side + a] += _sum(row)
+
+
+@jit(inner=True)
+def _note_positives(sides, i, j, tile, exponents):
+    if sides.positives.size == 0:
+        return
+    side = tile.shape[0]
+    for a in range(i * side, min((i + 1) * side, sides.n_anchors)):
+        place = sides.positives[a] - j * side
+        if 0 <= place < side:
+            exponents[a] = tile[a - i * side, place] * sides.scale
+    if sides.ring and i != j:
+        for b in range(j * side, min((j + 1) * side, sides.n_anchors)):
+            place = sides.positives[b] - i * side
+            if 0 <= place < side:
+                exponents[b] = tile[place, b - j * side] * sides.scale
+
+
+@jit(inner=True)
+def _exponentials(row, scale):
+    for column in range(row.size):
+        row[column] = exp2(row[column] * scale)
+
+
+@jit(inner=True)
+def _exponentials_shifted(row, scale, shift):
+    for column in range(row.size):
+        row[column] = exp2(multiply_add(row[column], scale, -shift))
+
+
+@jit(inner=True)
+def _add_shifted(row, scale, shifts, sums):
+    for column in range(row.size):
+        sums[column] += exp2(multiply_add(row[column], scale, -shifts[column]))
+
+
+@jit(inner=True)
+def _add(row, sums):
+    for column in range(row.size):
+        sums[column] += row[column]
+
+
+@jit(inner=True, reassociate=True)
+def _sum(row):
+    total = row.dtype.type(0)
+    for column in range(row.size):
+        total += row[column]
+    return total
+
+
+@jit
+def gradients_block(sides, first, last, scratch, shifts, factors, cotangents, row_gradients, column_gradients):
+    """Gradients by anchors, row_gradients (as anchors), and by keys, column_gradients (steps, padded, side).
+
+    Both are added to; of length 0 they are not wanted. The weight of a pair is 2^(exponent - shift) times the factor,
+    of its row and of its column added up, and less the cotangents of what it is the positive of. With ``ring`` rows
+    and columns are the same, and the gradient is the sum of both results.
+    """
+    tile = scratch.tile
+    side = tile.shape[0]
+    row_shifts, column_shifts = shifts
+    row_factors, column_factors = factors
+    by_columns = column_gradients.shape[0] > 0
+    if by_columns:
+        for i in range(first, last):
+            _load_columns(sides.anchors, i * side, scratch.no_shift, scratch.anchor_columns[i - first])
+    for step in range(n_steps(sides, first, last, side)):
+        j = _key_tile(sides, first, step, side)
+        columns = slice(j * side, (j + 1) * side)
+        _load_columns(sides.keys, j * side, scratch.no_shift, scratch.key_columns)
+        for i in range(first, last):
+            if not _meet(sides, first, step, i, side):
+                continue
+            _load_products(sides, i, j, scratch)
+            for a in range(side):
+                row, factor = tile[a], row_factors[i * side + a]
+                if row_shifts.size > 0:
+                    shift = row_shifts[i * side + a]
+                    _weights_shifted(row, sides.scale, shift, column_shifts[columns], factor, column_factors[columns])
+                else:
+                    _weights(row, sides.scale, factor, column_factors[columns])
+            _subtract_positives(sides, i, j, tile, cotangents)
+            if row_gradients.shape[0] > 0:
+                gemm(tile, sides.keys[columns], row_gradients[i * side : (i + 1) * side], True)
+            if by_columns and not (sides.ring and i == j):
+                gemm(scratch.anchor_columns[i - first], tile, column_gradients[step], True)
+
+
+@jit(inner=True)
+def _weights(row, scale, factor, factors):
+    for column in range(row.size):
+        row[column] = exp2(row[column] * scale) * (factor + factors[column])
+
+
+@jit(inner=True)
+def _weights_shifted(row, scale, shift, shifts, factor, factors):
+    for column in range(row.size):
+        of_row = exp2(multiply_add(row[column], scale, -shift)) * factor
+        of_column = exp2(multiply_add(row[column], scale, -shifts[column])) * factors[column]
+        row[column] = of_row + of_column
+
+
+@jit(inner=True)
+def _subtract_positives(sides, i, j, tile, cotangents):
+    """cotangents: of the rows, and of the columns (rings have none)."""
+    if sides.positives.size == 0:
+        return
+    side = tile.shape[0]
+    of_rows, of_columns = cotangents
+    for a in range(i * side, min((i + 1) * side, sides.n_anchors)):
+        place = sides.positives[a] - j * side
+        if 0 <= place < side:
+            tile[a - i * side, place] -= of_rows[a]
+            if j * side + place < of_columns.size:
+                tile[a - i * side, place] -= of_columns[j * side + place]
+    if sides.ring:
+        for b in range(j * side, min((j + 1) * side, sides.n_anchors)):
+            place = sides.positives[b] - i * side
+            if 0 <= place < side:
+                tile[place, b - j * side] -= of_rows[b]
+
+
+@jit
+def add_steps(sides, first, last, side, partial, total):
+    """total (tiles, padded, side) += what a block left for each of its steps, which becomes zero."""
+    for step in range(n_steps(sides, first, last, side)):
+        target = total[_key_tile(sides, first, step, side)]
+        source = partial[step]
+        for d in range(target.shape[0]):
+            for column in range(side):
+                target[d, column] += source[d, column]
+                source[d, column] = source.dtype.type(0)
+
+
+@jit
+def finish_tile(columns, rows, factor):
+    """rows (side, padded) become factor (rows + columns transposed)."""
+    for row in range(rows.shape[0]):
+        for d in range(rows.shape[1]):
+            rows[row, d] = (rows[row, d] + columns[d, row]) * factor
