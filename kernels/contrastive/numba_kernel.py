@@ -109,7 +109,6 @@ def contrast_backward(
             tiles.add_steps(job.sides, first, last, side, partial[worker], by_columns)
 
     job.run(work, commit)
-    del partial
     factor = job.dtype.type(unit * scale)
     grad_anchors, grad_keys = anchors.new_empty(0), anchors.new_empty(0)
     if needs[0]:

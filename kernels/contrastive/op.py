@@ -279,7 +279,7 @@ def sup_con(
 def _less_positives(log_sums: Tensor, z: Tensor, sums_and_counts: tuple[Tensor, Tensor], scale: float) -> Tensor:
     """Loss of each row (n,); the sums of its label hold the row itself."""
     sums, counts = sums_and_counts
-    others = (z * (sums - z)).sum(dim=1) * (scale / (counts - 1).clamp_min(1))
+    others = (z * (sums - z)).sum(dim=1) * (scale / (counts - 1).clamp_min(1).to(z.dtype))
     return torch.where(counts > 1, log_sums - others, 0.0)
 
 

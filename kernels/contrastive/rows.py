@@ -22,7 +22,8 @@ def check_views(z1: Tensor, z2: Tensor, names: tuple[str, str] = ("z1", "z2")) -
     check_centers(z2, z1, names[1], names[0])
     if z1.shape != z2.shape:
         raise ValueError(
-            f"{names[0]} has {z1.shape[0]} rows but {names[1]} has {z2.shape[0]}; they are two views of the same samples"
+            f"{names[0]} has {z1.shape[0]} rows but {names[1]} has {z2.shape[0]}; "
+            "they are two views of the same samples"
         )
 
 
