@@ -9,8 +9,8 @@ All losses of the room rest on one operation: for anchors (n, d) and keys (m, d)
 
 where p are the ``positives`` (without them nothing is subtracted) and the key i + self_offset does not count (no key
 where it is negative; without keys it is 0). The first n_columns keys have sums over anchors of their own, ``columns``,
-less the product with the anchor that they are the positive of. All results are float64. The states (2, n) and
-(2, n_columns) hold shift and sum of powers of two, for the backward pass.
+less the product with the anchor that they are the positive of; no two anchors share a positive then, and without keys
+positives come in pairs. All results are float64. The states (3, n) and (3, n_columns) are those of ``sums.py``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from fastdc.kernels._autograd import refuse_transforms
 from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels.contrastive.reference import contrast_reference
+from fastdc.kernels.contrastive.sums import STATE
 
 COMPILED = ("numba", "triton")
 
@@ -79,7 +80,7 @@ def _register(backend: str) -> Any:
         precision: str,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         n, n_columns = anchors.shape[0], integers[1]
-        shapes = (n,), (n_columns,), (2, n), (2, n_columns)
+        shapes = (n,), (n_columns,), (STATE, n), (STATE, n_columns)
         rows, columns, row_state, column_state = (anchors.new_empty(shape, dtype=torch.float64) for shape in shapes)
         return rows, columns, row_state, column_state
 

@@ -20,6 +20,7 @@ from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import as_array, numpy_dtype
 from fastdc.kernels._simd import prepare
 from fastdc.kernels.contrastive import numba_tiles as tiles
+from fastdc.kernels.contrastive.sums import finish_sums
 
 SAFE_EXPONENT = {4: 80.0, 8: 500.0}  # by itemsize: powers up to it, their sums and ratios are normal numbers
 TILE, SMALL_TILE = 128, 64  # sides of a tile
@@ -40,7 +41,7 @@ def contrast(
     shifts = job.find_shifts() if job.needs_shifts() else None
     lower = job.lower_shifts(shifts)
     row_sums, column_sums = np.zeros(job.n), np.zeros(job.n_key_tiles * job.side)
-    exponents = np.full(job.n, 0.0 if positives is None else np.nan)  # NaN stays where a positive is no key
+    exponents = np.full(job.n, np.nan)  # NaN stays where a positive is no key
     partial = [np.zeros((job.n_steps, job.side), job.dtype) for _ in job.scratch]
 
     def work(worker: int, first: int, last: int) -> None:
@@ -56,20 +57,15 @@ def contrast(
         row_sums += column_sums[: job.n]
     n_columns = job.sides.n_columns
     row_shifts, column_shifts = (np.zeros(job.n), np.zeros(n_columns)) if shifts is None else shifts
-    row_state = np.stack([row_shifts, row_sums])
-    column_state = np.stack([column_shifts[:n_columns], column_sums[:n_columns]])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rows = row_state[0] + np.log2(row_state[1]) - exponents
-        columns = column_state[0] + np.log2(column_state[1])
-    if positives is not None and n_columns:
-        columns[job.sides.positives] -= exponents
-    rows, columns = rows * math.log(2.0), columns * math.log(2.0)
-    return (
-        torch.from_numpy(rows),
-        torch.from_numpy(columns),
-        torch.from_numpy(row_state),
-        torch.from_numpy(column_state),
-    )
+    of_rows = of_columns = None
+    if positives is not None:
+        of_rows, of_columns = torch.from_numpy(exponents), torch.full((n_columns,), torch.nan, dtype=torch.float64)
+        if n_columns:
+            of_columns[positives] = of_rows
+    rows, row_state = finish_sums(torch.from_numpy(row_shifts), torch.from_numpy(row_sums), of_rows)
+    of_keys = torch.from_numpy(column_shifts[:n_columns]), torch.from_numpy(column_sums[:n_columns])
+    columns, column_state = finish_sums(*of_keys, of_columns)
+    return rows, columns, row_state, column_state
 
 
 def contrast_backward(
@@ -88,12 +84,13 @@ def contrast_backward(
     row_state, column_state = (state.numpy() for state in states)
     largest = max(float(np.abs(cotangent).max(initial=0.0)) for cotangent in (of_rows, of_columns))
     unit = largest if 0.0 < largest < math.inf else 1.0  # cotangents near one, since sums down to 2^-80 divide them
-    given = (of_rows / unit).astype(job.dtype), (of_columns / unit).astype(job.dtype)
+    of_rows, of_columns = of_rows / unit, of_columns / unit
     if job.sides.ring:
         column_state, of_columns = row_state, of_rows
+    missing = (of_rows * row_state[2]).astype(job.dtype), (of_columns * column_state[2]).astype(job.dtype)
     shifted = row_state[0].any() or column_state[0].any()
     shifts = job.lower_shifts((row_state[0], column_state[0]) if shifted else None)
-    factors = job.factors(of_rows / unit, row_state[1]), job.factors(of_columns / unit, column_state[1], columns=True)
+    factors = job.factors(of_rows, row_state[1]), job.factors(of_columns, column_state[1], columns=True)
     width, side = job.sides.anchors.shape[1], job.side
     by_rows = np.zeros(job.sides.anchors.shape if needs[0] else (0, width), job.dtype)
     need_columns = job.sides.ring or needs[1]
@@ -102,7 +99,7 @@ def contrast_backward(
 
     def work(worker: int, first: int, last: int) -> None:
         scratch = job.scratch[worker]
-        tiles.gradients_block(job.sides, first, last, scratch, shifts, factors, given, by_rows, partial[worker])
+        tiles.gradients_block(job.sides, first, last, scratch, shifts, factors, missing, by_rows, partial[worker])
 
     def commit(worker: int, first: int, last: int) -> None:
         if need_columns:

@@ -26,7 +26,7 @@ class Sides(NamedTuple):
 
     anchors: NDArray  # (whole tiles, padded)
     keys: NDArray  # (whole tiles, padded)
-    positives: NDArray  # (n_anchors,) int64 key of each anchor, or of length 0
+    positives: NDArray  # (n_anchors,) int64 key of each anchor, or of length 0; in a ring they come in pairs
     scale: float  # of the arrays' dtype
     n_anchors: int
     n_keys: int
@@ -125,10 +125,10 @@ def _raise(row, scale, tops):
 
 @jit
 def sums_block(sides, first, last, scratch, shifts, row_sums, exponents, column_sums):
-    """Sums of 2^(exponent - shift).
+    """Sums of 2^(exponent - shift) over all but the positives.
 
     ``shifts`` of rows and of columns, both of length 0 where none are needed. row_sums (n_anchors,) float64 are
-    added to; column_sums (steps, side) start at zero. ``exponents`` (n_anchors,) become those of the positives.
+    added to; column_sums (steps, side) start at zero. ``exponents`` (n_anchors,) float64 become those of the positives.
     """
     tile = scratch.tile
     side = tile.shape[0]
@@ -140,7 +140,7 @@ def sums_block(sides, first, last, scratch, shifts, row_sums, exponents, column_
             if not _meet(sides, first, step, i, side):
                 continue
             _load_products(sides, i, j, scratch)
-            _note_positives(sides, i, j, tile, exponents)
+            _take_positives(sides, i, j, tile, exponents)
             with_columns = i != j if sides.ring else j * side < sides.n_columns
             for a in range(min(side, sides.n_anchors - i * side)):
                 row = tile[a]
@@ -156,19 +156,18 @@ def sums_block(sides, first, last, scratch, shifts, row_sums, exponents, column_
 
 
 @jit(inner=True)
-def _note_positives(sides, i, j, tile, exponents):
+def _take_positives(sides, i, j, tile, exponents):
+    """Note the exponents of positives and leave them out of sums: a loss near zero is what the others add up to."""
     if sides.positives.size == 0:
         return
     side = tile.shape[0]
     for a in range(i * side, min((i + 1) * side, sides.n_anchors)):
         place = sides.positives[a] - j * side
         if 0 <= place < side:
-            exponents[a] = tile[a - i * side, place] * sides.scale
-    if sides.ring and i != j:
-        for b in range(j * side, min((j + 1) * side, sides.n_anchors)):
-            place = sides.positives[b] - i * side
-            if 0 <= place < side:
-                exponents[b] = tile[place, b - j * side] * sides.scale
+            exponents[a] = np.float64(tile[a - i * side, place]) * np.float64(sides.scale)
+            if sides.ring and i != j:
+                exponents[sides.positives[a]] = exponents[a]
+            tile[a - i * side, place] = -np.inf
 
 
 @jit(inner=True)
@@ -204,12 +203,13 @@ def _sum(row):
 
 
 @jit
-def gradients_block(sides, first, last, scratch, shifts, factors, cotangents, row_gradients, column_gradients):
+def gradients_block(sides, first, last, scratch, shifts, factors, missing, row_gradients, column_gradients):
     """Gradients by anchors, row_gradients (as anchors), and by keys, column_gradients (steps, padded, side).
 
     Both are added to; of length 0 they are not wanted. The weight of a pair is 2^(exponent - shift) times the factor,
-    of its row and of its column added up, and less the cotangents of what it is the positive of. With ``ring`` rows
-    and columns are the same, and the gradient is the sum of both results.
+    of its row and of its column added up; of a positive it is minus what is ``missing`` (n_anchors,), (n_columns,) to
+    the cotangents, in which nothing cancels. With ``ring`` rows and columns are the same, and the gradient is the sum
+    of both results.
     """
     tile = scratch.tile
     side = tile.shape[0]
@@ -234,7 +234,7 @@ def gradients_block(sides, first, last, scratch, shifts, factors, cotangents, ro
                     _weights_shifted(row, sides.scale, shift, column_shifts[columns], factor, column_factors[columns])
                 else:
                     _weights(row, sides.scale, factor, column_factors[columns])
-            _subtract_positives(sides, i, j, tile, cotangents)
+            _put_positives(sides, i, j, tile, missing)
             if row_gradients.shape[0] > 0:
                 gemm(tile, sides.keys[columns], row_gradients[i * side : (i + 1) * side], True)
             if by_columns and not (sides.ring and i == j):
@@ -256,23 +256,18 @@ def _weights_shifted(row, scale, shift, shifts, factor, factors):
 
 
 @jit(inner=True)
-def _subtract_positives(sides, i, j, tile, cotangents):
-    """cotangents: of the rows, and of the columns (rings have none)."""
+def _put_positives(sides, i, j, tile, missing):
     if sides.positives.size == 0:
         return
     side = tile.shape[0]
-    of_rows, of_columns = cotangents
+    of_rows, of_columns = missing
     for a in range(i * side, min((i + 1) * side, sides.n_anchors)):
-        place = sides.positives[a] - j * side
-        if 0 <= place < side:
-            tile[a - i * side, place] -= of_rows[a]
-            if j * side + place < of_columns.size:
-                tile[a - i * side, place] -= of_columns[j * side + place]
-    if sides.ring:
-        for b in range(j * side, min((j + 1) * side, sides.n_anchors)):
-            place = sides.positives[b] - i * side
-            if 0 <= place < side:
-                tile[place, b - j * side] -= of_rows[b]
+        key = sides.positives[a]
+        if 0 <= key - j * side < side:
+            weight = of_rows[a]
+            if key < of_columns.size:
+                weight += of_columns[key]
+            tile[a - i * side, key - j * side] = -weight
 
 
 @jit
