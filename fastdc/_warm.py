@@ -195,6 +195,16 @@ def _sup_con(x: Tensor, centers: Tensor) -> None:
     x.requires_grad_(False)
 
 
+def _prototype_contrast(x: Tensor, centers: Tensor) -> None:
+    contrastive.prototype_contrast(x, centers.requires_grad_(), torch.arange(len(x)) % len(centers)).backward()
+    centers.requires_grad_(False)
+
+
+def _instance_discrimination(x: Tensor, centers: Tensor) -> None:
+    contrastive.instance_discrimination(centers.requires_grad_(), x, torch.arange(len(centers))).backward()
+    centers.requires_grad_(False)
+
+
 _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "student_t_assign": _student_t_assign,
     "student_t_statistics": _student_t_statistics,
@@ -234,4 +244,6 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "nt_xent": _nt_xent,
     "info_nce": _info_nce,
     "sup_con": _sup_con,
+    "prototype_contrast": _prototype_contrast,
+    "instance_discrimination": _instance_discrimination,
 }

@@ -47,6 +47,8 @@ OPS = {  # public op -> its room
     "nt_xent": "contrastive",
     "info_nce": "contrastive",
     "sup_con": "contrastive",
+    "prototype_contrast": "contrastive",
+    "instance_discrimination": "contrastive",
 }
 
 __all__ = ["OPS", "BackendError", "Choice", "Hardware", "choose", "explain", "use_backend"]

@@ -1,6 +1,13 @@
 """``nn.Module`` faces of the differentiable ops, for training code of one's own; one file a family."""
 
-from fastdc.losses.contrastive import InfoNCELoss, NTXentLoss, SupConLoss
+from fastdc.losses.contrastive import (
+    ClusterContrastLoss,
+    IDFDLoss,
+    InfoNCELoss,
+    NTXentLoss,
+    PrototypeContrastLoss,
+    SupConLoss,
+)
 from fastdc.losses.graph import LaplacianLoss, LocalityPreservingLoss, SCANLoss
 from fastdc.losses.mixture import VaDELoss
 from fastdc.losses.mutual_information import IICLoss, IMSATLoss
@@ -10,7 +17,9 @@ from fastdc.losses.self_expression import SelfExpressionLoss
 from fastdc.losses.self_training import DECLoss
 
 __all__ = [
+    "ClusterContrastLoss",
     "DECLoss",
+    "IDFDLoss",
     "IICLoss",
     "IMSATLoss",
     "InfoNCELoss",
@@ -19,6 +28,7 @@ __all__ = [
     "NTXentLoss",
     "OptimalTransportLoss",
     "PairwiseBCELoss",
+    "PrototypeContrastLoss",
     "SCANLoss",
     "SelfExpressionLoss",
     "SoftNearestNeighborLoss",

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
-from fastdc.kernels.contrastive import info_nce, nt_xent, sup_con
+from fastdc.kernels.contrastive import (
+    cluster_contrast,
+    feature_decorrelation,
+    info_nce,
+    instance_discrimination,
+    nt_xent,
+    prototype_contrast,
+    sup_con,
+)
 
 
 class NTXentLoss(nn.Module):
@@ -156,6 +166,138 @@ class SupConLoss(nn.Module):
             labels = labels.repeat_interleave(features.shape[1])
             features = features.flatten(0, 1)
         return self.factor * sup_con(features, labels, self.temperature, self.normalize, group=group)
+
+
+class ClusterContrastLoss(nn.Module):
+    """The cluster loss of Contrastive Clustering: :func:`fastdc.cluster_contrast`.
+
+    Parameters
+    ----------
+    temperature, balance
+        As in :func:`fastdc.cluster_contrast`.
+    gather_distributed, group
+        As in :class:`NTXentLoss`; products are summed, nothing is gathered.
+
+    Examples
+    --------
+    >>> import torch
+    >>> criterion = ClusterContrastLoss()
+    >>> p = torch.eye(3).repeat(4, 1)
+    >>> criterion(p, p).round(decimals=3)
+    tensor(0.9050)
+    """
+
+    def __init__(
+        self, temperature: float = 1.0, balance: float = 1.0, gather_distributed: bool = False, group: Any = None
+    ) -> None:
+        super().__init__()
+        self.temperature, self.balance = temperature, balance
+        self.gather_distributed, self.group = gather_distributed, group
+
+    def forward(self, p1: Tensor, p2: Tensor) -> Tensor:
+        """The loss of the cluster probabilities of two views of the same samples."""
+        group = _group_of(self.group, self.gather_distributed)
+        return cluster_contrast(p1, p2, self.temperature, self.balance, group=group)
+
+
+class PrototypeContrastLoss(nn.Module):
+    """Rows against prototypes: :func:`fastdc.prototype_contrast`, averaged over clusterings (ProtoNCE of PCL).
+
+    Parameters
+    ----------
+    temperature, normalize
+        As in :func:`fastdc.prototype_contrast`; where temperatures are given to the call, those count.
+    gather_distributed, group
+        As in :class:`NTXentLoss`; nothing is gathered.
+
+    Examples
+    --------
+    >>> import torch
+    >>> criterion = PrototypeContrastLoss()
+    >>> z, labels = torch.eye(4), torch.tensor([0, 0, 1, 1])
+    >>> coarse, fine = (z[:2], labels), (z, torch.arange(4))
+    >>> both = criterion(z, [coarse[0], fine[0]], [coarse[1], fine[1]])
+    >>> bool(both.isclose((criterion(z, *coarse) + criterion(z, *fine)) / 2))
+    True
+    """
+
+    def __init__(
+        self, temperature: float = 0.1, normalize: bool = True, gather_distributed: bool = False, group: Any = None
+    ) -> None:
+        super().__init__()
+        self.temperature, self.normalize = temperature, normalize
+        self.gather_distributed, self.group = gather_distributed, group
+
+    def forward(
+        self,
+        z: Tensor,
+        prototypes: Tensor | Sequence[Tensor],
+        labels: Tensor | Sequence[Tensor],
+        temperatures: Tensor | Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """The loss of one clustering of z, or the mean of that of several."""
+        group = _group_of(self.group, self.gather_distributed)
+        if isinstance(prototypes, Tensor):
+            temperature = self.temperature if temperatures is None else temperatures
+            return prototype_contrast(z, prototypes, labels, temperature, self.normalize, group=group)  # type: ignore[arg-type]
+        each = [None] * len(prototypes) if temperatures is None else temperatures
+        losses = [self(z, *clustering) for clustering in zip(prototypes, labels, each, strict=True)]
+        return torch.stack(losses).mean()
+
+
+class IDFDLoss(nn.Module):
+    """The loss of IDFD: :func:`fastdc.instance_discrimination` and :func:`fastdc.feature_decorrelation` added up.
+
+    Parameters
+    ----------
+    n_samples, n_features : int
+        Of the whole data and of its embeddings; the memory bank, a buffer, has that shape. It starts at random rows
+        of length one, drawn from torch's global generator.
+    temperature, decorrelation_temperature : float
+        Of the two losses.
+    decorrelation_weight : float
+        What the second is multiplied by.
+    momentum : float from 0 to below 1
+        In training a batch replaces its rows of the memory bank by momentum times the old row and 1 - momentum times
+        the new one, both of length one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> criterion = IDFDLoss(n_samples=10, n_features=3)
+    >>> loss = criterion(torch.eye(3), torch.tensor([4, 0, 7]))
+    >>> criterion.memory_bank.shape
+    torch.Size([10, 3])
+    """
+
+    memory_bank: Tensor
+
+    def __init__(
+        self,
+        n_samples: int,
+        n_features: int,
+        temperature: float = 1.0,
+        decorrelation_temperature: float = 2.0,
+        decorrelation_weight: float = 1.0,
+        momentum: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= momentum < 1.0:
+            raise ValueError(f"momentum must be from 0 to below 1, got {momentum}")
+        self.temperature, self.decorrelation_temperature = temperature, decorrelation_temperature
+        self.decorrelation_weight, self.momentum = decorrelation_weight, momentum
+        self.register_buffer("memory_bank", normalize(torch.randn(n_samples, n_features), dim=1))
+
+    def forward(self, z: Tensor, indices: Tensor) -> Tensor:
+        """The loss of the embeddings of a batch; ``indices`` (int64) say which samples they are."""
+        loss = instance_discrimination(z, self.memory_bank, indices, self.temperature)
+        loss = loss + self.decorrelation_weight * feature_decorrelation(z, self.decorrelation_temperature)
+        if self.training:
+            with torch.no_grad():
+                latest = normalize(z.to(self.memory_bank), dim=1)
+                mixed = self.momentum * self.memory_bank[indices] + (1.0 - self.momentum) * latest
+                self.memory_bank[indices] = normalize(mixed, dim=1)
+        return loss
 
 
 def _group_of(group: Any, gather_distributed: bool) -> Any:

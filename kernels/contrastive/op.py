@@ -62,10 +62,12 @@ def nt_xent(
     -----
     Gradients: to z1 and z2, once (a second derivative raises, but for the reference).
     Memory: on CPUs the rows of length one, in the backward pass two more matrices of their size and half of one a
-    thread; never anything of b x b. The products are made once in the forward and once in the backward pass.
+    thread; on GPUs up to 64 MB of partial sums; never anything of b x b. The products are made once in the forward
+    and once in the backward pass.
     Speed: on CPUs each product is made once for both directions. Where exponents may leave the range of the dtype
     (a temperature below 0.018 with rows of length one, in float32) rows have shifts of their own and a pass more.
-    Precision: computed in float32 or wider, sums over rows in float64.
+    Precision: computed in float32 or wider, sums over rows in float64. Positives stand outside the sums, so that
+    losses near zero, and their gradients, keep their digits.
     Limits: a row of zeros has similarity 0 to all others, and no gradient. NaN anywhere makes the loss NaN.
     Determinism: same bits for any number of threads on CPUs; on GPUs sums are made in a fixed order.
 
