@@ -42,10 +42,10 @@ def contrast(
     lower = job.lower_shifts(shifts)
     row_sums, column_sums = np.zeros(job.n), np.zeros(job.n_key_tiles * job.side)
     exponents = np.full(job.n, np.nan)  # NaN stays where a positive is no key
-    partial = [np.zeros((job.n_steps, job.side), job.dtype) for _ in job.scratch]
+    partial = [np.zeros((job.n_steps, job.side), job.dtype) for _ in job.tiles]
 
     def work(worker: int, first: int, last: int) -> None:
-        tiles.sums_block(job.sides, first, last, job.scratch[worker], lower, row_sums, exponents, partial[worker])
+        tiles.sums_block(job.sides, first, last, job.tiles[worker], lower, row_sums, exponents, partial[worker])
 
     def commit(worker: int, first: int, last: int) -> None:
         for step, columns in job.steps(first, last):
@@ -79,7 +79,7 @@ def contrast_backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of anchors and keys in the working dtype, of length 0 where not needed."""
     anchors, keys, _ = inputs
-    job = _Job(*inputs, scale, integers)
+    job = _Job(*inputs, scale, integers, by_keys=needs[1])
     of_rows, of_columns = (cotangent.double().numpy() for cotangent in cotangents)
     row_state, column_state = (state.numpy() for state in states)
     largest = max(float(np.abs(cotangent).max(initial=0.0)) for cotangent in (of_rows, of_columns))
@@ -95,11 +95,11 @@ def contrast_backward(
     by_rows = np.zeros(job.sides.anchors.shape if needs[0] else (0, width), job.dtype)
     need_columns = job.sides.ring or needs[1]
     by_columns = np.zeros((job.n_key_tiles if need_columns else 0, width, side), job.dtype)
-    partial = [np.zeros((job.n_steps if need_columns else 0, width, side), job.dtype) for _ in job.scratch]
+    partial = [np.zeros((job.n_steps if need_columns else 0, width, side), job.dtype) for _ in job.tiles]
 
     def work(worker: int, first: int, last: int) -> None:
-        scratch = job.scratch[worker]
-        tiles.gradients_block(job.sides, first, last, scratch, shifts, factors, missing, by_rows, partial[worker])
+        tile = job.tiles[worker]
+        tiles.gradients_block(job.sides, first, last, tile, shifts, factors, missing, by_rows, partial[worker])
 
     def commit(worker: int, first: int, last: int) -> None:
         if need_columns:
@@ -126,10 +126,16 @@ def _finished(columns: NDArray | None, rows: NDArray, factor: np.generic, like: 
 
 
 class _Job:
-    """One call's inputs as the tiles want them, and each worker's scratch."""
+    """One call's inputs as the tiles want them, and a tile for each worker."""
 
     def __init__(
-        self, anchors: Tensor, keys: Tensor | None, positives: Tensor | None, scale: float, integers: list[int]
+        self,
+        anchors: Tensor,
+        keys: Tensor | None,
+        positives: Tensor | None,
+        scale: float,
+        integers: list[int],
+        by_keys: bool = False,
     ) -> None:
         self.dtype = numpy_dtype(working_dtype(anchors))
         prepare(self.dtype)
@@ -137,9 +143,13 @@ class _Job:
         self.side = SMALL_TILE if self.n <= SMALL else TILE
         self_offset, n_columns = integers
         rows = self._padded(anchors)
+        of_keys = rows if keys is None else self._padded(keys)
+        key_columns = self._transposed(of_keys)
         self.sides = tiles.Sides(
             anchors=rows,
-            keys=rows if keys is None else self._padded(keys),
+            keys=of_keys,
+            anchor_columns=key_columns if keys is None else self._transposed(rows[: len(rows) if by_keys else 0]),
+            key_columns=key_columns,
             positives=np.empty(0, np.int64) if positives is None else positives.numpy(),
             scale=self.dtype.type(scale / math.log(2.0)),
             n_anchors=self.n,
@@ -153,7 +163,8 @@ class _Job:
         self.block = max(1, min(LARGEST_BLOCK, -(-n_tiles // 16)))
         self.n_steps = self.block + n_tiles // 2 if self.sides.ring else self.n_key_tiles
         self.n_tiles = n_tiles
-        self.scratch = [self._scratch(rows.shape[1]) for _ in range(n_workers(-(-n_tiles // self.block)))]
+        workers = n_workers(-(-n_tiles // self.block))
+        self.tiles = [np.empty((self.side, self.side), self.dtype) for _ in range(workers)]
 
     def _padded(self, x: Tensor) -> NDArray:
         """x itself where it has whole tiles and vectors already."""
@@ -165,17 +176,14 @@ class _Job:
         larger[: x.shape[0], : x.shape[1]] = rows
         return larger
 
-    def _scratch(self, width: int) -> tiles.Scratch:
-        return tiles.Scratch(
-            tile=np.empty((self.side, self.side), self.dtype),
-            key_columns=np.empty((width, self.side), self.dtype),
-            anchor_columns=np.empty((self.block, width, self.side), self.dtype),
-            no_shift=np.zeros(width, self.dtype),
-        )
+    def _transposed(self, rows: NDArray) -> NDArray:
+        columns = np.empty((rows.shape[0] // self.side, rows.shape[1], self.side), self.dtype)
+        tiles.transpose_tiles(rows, columns)
+        return columns
 
     def run(self, work: Callable[[int, int, int], None], commit: Callable[[int, int, int], None]) -> None:
         """``work`` and ``commit`` are given the worker and its block of anchor tiles."""
-        current = [(0, 0)] * len(self.scratch)
+        current = [(0, 0)] * len(self.tiles)
 
         def take(worker: int, first: int, last: int) -> None:
             current[worker] = first, last
@@ -202,10 +210,10 @@ class _Job:
         """Largest exponents of rows and columns, zero where there is no finite one."""
         row_tops = np.full(self.n, -np.inf, self.dtype)
         column_tops = np.full(self.n_key_tiles * self.side, -np.inf, self.dtype)
-        partial = [np.empty((self.n_steps, self.side), self.dtype) for _ in self.scratch]
+        partial = [np.empty((self.n_steps, self.side), self.dtype) for _ in self.tiles]
 
         def work(worker: int, first: int, last: int) -> None:
-            tiles.maxima_block(self.sides, first, last, self.scratch[worker], row_tops, partial[worker])
+            tiles.maxima_block(self.sides, first, last, self.tiles[worker], row_tops, partial[worker])
 
         def commit(worker: int, first: int, last: int) -> None:
             for step, columns in self.steps(first, last):

@@ -26,6 +26,8 @@ class Sides(NamedTuple):
 
     anchors: NDArray  # (whole tiles, padded)
     keys: NDArray  # (whole tiles, padded)
+    anchor_columns: NDArray  # (tiles, padded, side): the same rows, each tile transposed; of length 0 where not needed
+    key_columns: NDArray  # (tiles, padded, side)
     positives: NDArray  # (n_anchors,) int64 key of each anchor, or of length 0; in a ring they come in pairs
     scale: float  # of the arrays' dtype
     n_anchors: int
@@ -33,15 +35,6 @@ class Sides(NamedTuple):
     n_columns: int  # the first so many keys have sums of their own, over anchors
     self_offset: int  # anchor i is key i + self_offset, which does not count; below 0 where none is
     ring: bool
-
-
-class Scratch(NamedTuple):
-    """What one worker owns; the tile's side is that of every tile."""
-
-    tile: NDArray  # (side, side)
-    key_columns: NDArray  # (padded, side)
-    anchor_columns: NDArray  # (tiles of a block, padded, side)
-    no_shift: NDArray  # (padded,) zeros
 
 
 @jit(inner=True)
@@ -66,22 +59,23 @@ def _meet(sides, first, step, i, side):
     return 0 <= distance <= n_tiles // 2 and (2 * distance != n_tiles or i < distance)
 
 
-@jit(inner=True)
-def _load_columns(rows, start, zeros, columns):
-    """columns (padded, side) become the rows from ``start`` on, transposed."""
-    width, side = columns.shape
+@jit
+def transpose_tiles(rows, columns):
+    """columns (tiles, padded, side) become the rows (tiles * side, padded)."""
+    n_tiles, width, side = columns.shape
     size = VECTOR_BYTES // rows.itemsize
-    for row in range(0, side, size):
-        for d in range(0, width, size):
-            transpose(rows, (start + row) * width + d, width, zeros, 0, columns, d * side + row, side)
+    zeros = np.zeros(width, rows.dtype)
+    for i in range(n_tiles):
+        for row in range(0, side, size):
+            for d in range(0, width, size):
+                transpose(rows, (i * side + row) * width + d, width, zeros, 0, columns[i], d * side + row, side)
 
 
 @jit(inner=True)
-def _load_products(sides, i, j, scratch):
-    """The tile of anchor tile i and the key tile in scratch; minus infinity where a pair does not count."""
-    tile = scratch.tile
+def _load_products(sides, i, j, tile):
+    """The tile of anchor tile i and key tile j; minus infinity where a pair does not count."""
     side = tile.shape[0]
-    gemm(sides.anchors[i * side : (i + 1) * side], scratch.key_columns, tile, False)
+    gemm(sides.anchors[i * side : (i + 1) * side], sides.key_columns[j], tile, False)
     n_rows, n_columns = sides.n_anchors - i * side, sides.n_keys - j * side
     own = i * side + sides.self_offset - j * side  # the column of the first anchor itself
     if n_rows >= side and n_columns >= side and (sides.self_offset < 0 or abs(own) >= side):
@@ -97,18 +91,17 @@ def _load_products(sides, i, j, scratch):
 
 
 @jit
-def maxima_block(sides, first, last, scratch, row_tops, column_tops):
+def maxima_block(sides, first, last, tile, row_tops, column_tops):
     """Largest exponents: of the block's rows (n_anchors, all), of columns (steps, side)."""
-    side = scratch.tile.shape[0]
+    side = tile.shape[0]
     column_tops[:] = -np.inf
     for step in range(n_steps(sides, first, last, side)):
         j = _key_tile(sides, first, step, side)
-        _load_columns(sides.keys, j * side, scratch.no_shift, scratch.key_columns)
         for i in range(first, last):
             if _meet(sides, first, step, i, side):
-                _load_products(sides, i, j, scratch)
+                _load_products(sides, i, j, tile)
                 for a in range(min(side, sides.n_anchors - i * side)):
-                    row, top = scratch.tile[a], row_tops[i * side + a]
+                    row, top = tile[a], row_tops[i * side + a]
                     for column in range(side):
                         x = row[column] * sides.scale
                         top = x if x > top else top
@@ -124,22 +117,20 @@ def _raise(row, scale, tops):
 
 
 @jit
-def sums_block(sides, first, last, scratch, shifts, row_sums, exponents, column_sums):
+def sums_block(sides, first, last, tile, shifts, row_sums, exponents, column_sums):
     """Sums of 2^(exponent - shift) over all but the positives.
 
     ``shifts`` of rows and of columns, both of length 0 where none are needed. row_sums (n_anchors,) float64 are
     added to; column_sums (steps, side) start at zero. ``exponents`` (n_anchors,) float64 become those of the positives.
     """
-    tile = scratch.tile
     side = tile.shape[0]
     row_shifts, column_shifts = shifts
     for step in range(n_steps(sides, first, last, side)):
         j = _key_tile(sides, first, step, side)
-        _load_columns(sides.keys, j * side, scratch.no_shift, scratch.key_columns)
         for i in range(first, last):
             if not _meet(sides, first, step, i, side):
                 continue
-            _load_products(sides, i, j, scratch)
+            _load_products(sides, i, j, tile)
             _take_positives(sides, i, j, tile, exponents)
             with_columns = i != j if sides.ring else j * side < sides.n_columns
             for a in range(min(side, sides.n_anchors - i * side)):
@@ -203,7 +194,7 @@ def _sum(row):
 
 
 @jit
-def gradients_block(sides, first, last, scratch, shifts, factors, missing, row_gradients, column_gradients):
+def gradients_block(sides, first, last, tile, shifts, factors, missing, row_gradients, column_gradients):
     """Gradients by anchors, row_gradients (as anchors), and by keys, column_gradients (steps, padded, side).
 
     Both are added to; of length 0 they are not wanted. The weight of a pair is 2^(exponent - shift) times the factor,
@@ -211,22 +202,17 @@ def gradients_block(sides, first, last, scratch, shifts, factors, missing, row_g
     the cotangents, in which nothing cancels. With ``ring`` rows and columns are the same, and the gradient is the sum
     of both results.
     """
-    tile = scratch.tile
     side = tile.shape[0]
     row_shifts, column_shifts = shifts
     row_factors, column_factors = factors
     by_columns = column_gradients.shape[0] > 0
-    if by_columns:
-        for i in range(first, last):
-            _load_columns(sides.anchors, i * side, scratch.no_shift, scratch.anchor_columns[i - first])
     for step in range(n_steps(sides, first, last, side)):
         j = _key_tile(sides, first, step, side)
         columns = slice(j * side, (j + 1) * side)
-        _load_columns(sides.keys, j * side, scratch.no_shift, scratch.key_columns)
         for i in range(first, last):
             if not _meet(sides, first, step, i, side):
                 continue
-            _load_products(sides, i, j, scratch)
+            _load_products(sides, i, j, tile)
             for a in range(side):
                 row, factor = tile[a], row_factors[i * side + a]
                 if row_shifts.size > 0:
@@ -238,7 +224,7 @@ def gradients_block(sides, first, last, scratch, shifts, factors, missing, row_g
             if row_gradients.shape[0] > 0:
                 gemm(tile, sides.keys[columns], row_gradients[i * side : (i + 1) * side], True)
             if by_columns and not (sides.ring and i == j):
-                gemm(scratch.anchor_columns[i - first], tile, column_gradients[step], True)
+                gemm(sides.anchor_columns[i], tile, column_gradients[step], True)
 
 
 @jit(inner=True)

@@ -61,9 +61,9 @@ def nt_xent(
     Notes
     -----
     Gradients: to z1 and z2, once (a second derivative raises, but for the reference).
-    Memory: on CPUs the rows of length one, in the backward pass two more matrices of their size and half of one a
-    thread; on GPUs up to 64 MB of partial sums; never anything of b x b. The products are made once in the forward
-    and once in the backward pass.
+    Memory: on CPUs the rows of length one, once more transposed, in the backward pass two more matrices of their size
+    and half of one a thread; on GPUs up to 64 MB of partial sums; never anything of b x b. The products are made once
+    in the forward and once in the backward pass.
     Speed: on CPUs each product is made once for both directions. Where exponents may leave the range of the dtype
     (a temperature below 0.018 with rows of length one, in float32) rows have shifts of their own and a pass more.
     Precision: computed in float32 or wider, sums over rows in float64. Positives stand outside the sums, so that
@@ -150,8 +150,8 @@ def info_nce(
     Notes
     -----
     Gradients: to queries, keys and extra_keys, once, as in :func:`nt_xent`.
-    Memory: on CPUs the rows of length one and their gradients, the latter once more a thread for the keys, where
-    those need any; never anything of n x m.
+    Memory: on CPUs the rows of length one, once more transposed, and their gradients, the latter once more a thread
+    for the keys, where those need any; on GPUs up to 64 MB of partial sums; never anything of n x m.
     Precision, limits, determinism: as in :func:`nt_xent`.
 
     References
