@@ -95,12 +95,12 @@ __all__ = [
     "evaluate",
     "explain",
     "explain_algorithms",
+    "feature_decorrelation",
     "gmm_log_density",
     "gmm_responsibilities",
     "gmm_step",
     "gmm_update",
     "heat_weights",
-    "feature_decorrelation",
     "iic_loss",
     "info_nce",
     "instance_discrimination",
@@ -163,7 +163,16 @@ if TYPE_CHECKING:
     from fastdc.cluster import GaussianMixture, KMeans
     from fastdc.kernels import BackendError, explain, use_backend
     from fastdc.kernels.contingency import contingency_table
-    from fastdc.kernels.contrastive import info_nce, nt_xent, sup_con
+    from fastdc.kernels.contrastive import (
+        cluster_contrast,
+        feature_decorrelation,
+        info_nce,
+        instance_discrimination,
+        nt_xent,
+        prototype_concentration,
+        prototype_contrast,
+        sup_con,
+    )
     from fastdc.kernels.gaussian_mixture import (
         gmm_log_density,
         gmm_responsibilities,
@@ -179,15 +188,6 @@ if TYPE_CHECKING:
         locality_preserving_loss,
         neighbor_consistency_loss,
         propagate,
-    from fastdc.kernels.contrastive import (
-        cluster_contrast,
-        feature_decorrelation,
-        info_nce,
-        instance_discrimination,
-        nt_xent,
-        prototype_concentration,
-        prototype_contrast,
-        sup_con,
     )
     from fastdc.kernels.kmeans import kmeans_plusplus, kmeans_step, nearest_center
     from fastdc.kernels.mutual_information import (

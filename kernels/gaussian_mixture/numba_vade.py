@@ -78,9 +78,12 @@ def _components(
 
 def _scratch(k: int, d: int, dtype: np.dtype) -> tiles.Scratch:
     width = padded(d)
-    columns = [np.empty((width, LANES), dtype) for _ in range(4)]
+    z, e, half_w, variance = (np.empty((width, LANES), dtype) for _ in range(4))
     return tiles.Scratch(
-        *columns,
+        z,
+        e,
+        half_w,
+        variance,
         gamma=np.empty((k, LANES), dtype),
         quotient=np.empty((k, LANES), dtype),
         lanes=np.empty((4, LANES), dtype),
