@@ -15,6 +15,7 @@ _HOME = {  # public name -> the module that defines it
     "KMeans": "fastdc.cluster",
     "adjusted_mutual_info": "fastdc.metrics",
     "adjusted_rand_index": "fastdc.metrics",
+    "balanced_assignment": "fastdc.kernels.kmeans",
     "cluster_contrast": "fastdc.kernels.contrastive",
     "clustering_accuracy": "fastdc.metrics",
     "conditional_entropy": "fastdc.kernels.mutual_information",
@@ -86,6 +87,7 @@ __all__ = [
     "__version__",
     "adjusted_mutual_info",
     "adjusted_rand_index",
+    "balanced_assignment",
     "cluster_contrast",
     "clustering_accuracy",
     "conditional_entropy",
@@ -189,7 +191,7 @@ if TYPE_CHECKING:
         neighbor_consistency_loss,
         propagate,
     )
-    from fastdc.kernels.kmeans import kmeans_plusplus, kmeans_step, nearest_center
+    from fastdc.kernels.kmeans import balanced_assignment, kmeans_plusplus, kmeans_step, nearest_center
     from fastdc.kernels.mutual_information import (
         conditional_entropy,
         entropy_statistics,

@@ -1,5 +1,6 @@
-"""K-means: nearest centers, one Lloyd pass with its sums, new centers, k-means++ and empty clusters."""
+"""K-means: nearest centers, one Lloyd pass with its sums, new centers, k-means++, empty clusters, capacities."""
 
+from fastdc.kernels.kmeans.balanced import BalancedAssignment, balanced_assignment
 from fastdc.kernels.kmeans.op import (
     KMeansStep,
     NearestCenter,
@@ -11,9 +12,11 @@ from fastdc.kernels.kmeans.op import (
 from fastdc.kernels.kmeans.plusplus import KMeansPlusPlus, kmeans_plusplus
 
 __all__ = [
+    "BalancedAssignment",
     "KMeansPlusPlus",
     "KMeansStep",
     "NearestCenter",
+    "balanced_assignment",
     "center_update",
     "kmeans_plusplus",
     "kmeans_step",
