@@ -18,7 +18,7 @@ SHAPES = [
     {"n": 100_000, "k": 1024, "d": 128},
     {"n": 1_000_000, "k": 10, "d": 10},
 ]
-RUNS = [{"n": 200_000, "k": 256, "d": 64, "iterations": 20}, {"n": 100_000, "k": 1024, "d": 128, "iterations": 10}]
+RUNS = [{"n": 200_000, "k": 256, "d": 64, "iterations": 20}, {"n": 100_000, "k": 1024, "d": 128, "iterations": 20}]
 STARTS = [{"n": 200_000, "k": 256, "d": 64}, {"n": 1_000_000, "k": 10, "d": 10}]
 TINY = {"n": 300, "k": 4, "d": 3}
 CHECKED_ROWS = 2000
@@ -152,21 +152,22 @@ def float64(inertia: float) -> Tensor:
     return torch.tensor(inertia, dtype=torch.float64)
 
 
-def make_run(backend: str) -> Callable[..., Any]:
+def make_run(backend: str, algorithm: str = "auto") -> Callable[..., Any]:
     from fastdc import KMeans
 
     def run(x: Any, centers: Any, iterations: int) -> Tensor:
         options: dict[str, Any] = {"init": centers, "max_iter": iterations, "tol": 0.0, "backend": backend}
+        options["algorithm"] = algorithm
         return float64(KMeans(len(centers), **options).fit(x).inertia_)
 
     return run
 
 
-def make_sklearn_run() -> Callable[..., Any]:
+def make_sklearn_run(algorithm: str = "lloyd") -> Callable[..., Any]:
     from sklearn.cluster import KMeans
 
     def run(x: Any, centers: Any, iterations: int) -> Tensor:
-        model = KMeans(len(centers), init=centers, n_init=1, max_iter=iterations, tol=0.0, algorithm="lloyd")
+        model = KMeans(len(centers), init=centers, n_init=1, max_iter=iterations, tol=0.0, algorithm=algorithm)
         return float64(model.fit(x).inertia_)
 
     return run
@@ -181,6 +182,19 @@ def make_faiss_run() -> Callable[..., Any]:
         model.train(x, init_centroids=centers)
         sq_dists, _ = model.index.search(x, 1)
         return float64(float(sq_dists.sum(dtype="float64")))
+
+    return run
+
+
+def make_faiss_super_run() -> Callable[..., Any]:
+    """It draws its own start."""
+    from faiss import SuperKmeans, omp_set_num_threads
+
+    def run(x: Any, centers: Any, iterations: int) -> Tensor:
+        omp_set_num_threads(torch.get_num_threads())
+        model = SuperKmeans(x.shape[1], len(centers), niter=iterations, max_points_per_centroid=len(x))
+        model.train(x)
+        return torch_step(torch.from_numpy(x), torch.from_numpy(model.centroids))[2]
 
     return run
 
@@ -238,9 +252,9 @@ def ours(make: Callable[[str], Callable[..., Any]]) -> dict[str, Provider]:
     }
 
 
-def on_cpu(make: Callable[[], Callable[..., Any]]) -> Provider:
+def on_cpu(make: Callable[[], Callable[..., Any]], tolerance: float | None = None) -> Provider:
     """A peer that takes numpy arrays."""
-    return Provider(make, devices=("cpu",), prepare=as_numpy)
+    return Provider(make, devices=("cpu",), prepare=as_numpy, tolerance=tolerance)
 
 
 BENCHES = [
@@ -281,7 +295,14 @@ BENCHES = [
         outputs=("inertia",),
         truth=run_truth,
         cost=run_cost,
-        providers=ours(make_run) | {"faiss": on_cpu(make_faiss_run), "sklearn": on_cpu(make_sklearn_run)},
+        providers=ours(make_run)
+        | {
+            "numba_lloyd": Provider(partial(make_run, "numba", "lloyd"), devices=("cpu",)),
+            "faiss": on_cpu(make_faiss_run),
+            "faiss_super": on_cpu(make_faiss_super_run, tolerance=0.02),
+            "sklearn": on_cpu(make_sklearn_run),
+            "sklearn_elkan": on_cpu(partial(make_sklearn_run, "elkan")),
+        },
     ),
     Bench(
         op="kmeans_plusplus",

@@ -13,6 +13,8 @@ _HOME = {  # public name -> the module that defines it
     "GaussianMixture": "fastdc.cluster",
     "IDEC": "fastdc.methods",
     "KMeans": "fastdc.cluster",
+    "MiniBatchKMeans": "fastdc.cluster",
+    "SphericalKMeans": "fastdc.cluster",
     "adjusted_mutual_info": "fastdc.metrics",
     "adjusted_rand_index": "fastdc.metrics",
     "balanced_assignment": "fastdc.kernels.kmeans",
@@ -35,6 +37,8 @@ _HOME = {  # public name -> the module that defines it
     "info_nce": "fastdc.kernels.contrastive",
     "instance_discrimination": "fastdc.kernels.contrastive",
     "joint_distribution": "fastdc.kernels.mutual_information",
+    "kmeans_loss": "fastdc.kernels.kmeans",
+    "kmeans_parallel": "fastdc.kernels.kmeans",
     "kmeans_plusplus": "fastdc.kernels.kmeans",
     "kmeans_step": "fastdc.kernels.kmeans",
     "knn": "fastdc.kernels.neighbors",
@@ -84,6 +88,8 @@ __all__ = [
     "EdgeList",
     "GaussianMixture",
     "KMeans",
+    "MiniBatchKMeans",
+    "SphericalKMeans",
     "__version__",
     "adjusted_mutual_info",
     "adjusted_rand_index",
@@ -107,6 +113,8 @@ __all__ = [
     "info_nce",
     "instance_discrimination",
     "joint_distribution",
+    "kmeans_loss",
+    "kmeans_parallel",
     "kmeans_plusplus",
     "kmeans_step",
     "knn",
@@ -162,7 +170,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from fastdc.cluster import GaussianMixture, KMeans
+    from fastdc.cluster import GaussianMixture, KMeans, MiniBatchKMeans, SphericalKMeans
     from fastdc.kernels import BackendError, explain, use_backend
     from fastdc.kernels.contingency import contingency_table
     from fastdc.kernels.contrastive import (
@@ -191,7 +199,14 @@ if TYPE_CHECKING:
         neighbor_consistency_loss,
         propagate,
     )
-    from fastdc.kernels.kmeans import balanced_assignment, kmeans_plusplus, kmeans_step, nearest_center
+    from fastdc.kernels.kmeans import (
+        balanced_assignment,
+        kmeans_loss,
+        kmeans_parallel,
+        kmeans_plusplus,
+        kmeans_step,
+        nearest_center,
+    )
     from fastdc.kernels.mutual_information import (
         conditional_entropy,
         entropy_statistics,

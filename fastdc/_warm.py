@@ -80,6 +80,11 @@ def _kmeans_step(x: Tensor, centers: Tensor) -> None:
     kmeans.kmeans_step(x, centers, sample_weight=weight, previous_labels=step.labels)
 
 
+def _kmeans_loss(x: Tensor, centers: Tensor) -> None:
+    for mode in ("hard", "soft"):
+        kmeans.kmeans_loss(x.clone().requires_grad_(), centers.clone().requires_grad_(), mode=mode).backward()
+
+
 def _contingency_table(x: Tensor, centers: Tensor) -> None:
     labels = kmeans.nearest_center(x, centers).labels
     for ids in (labels, labels.int(), labels * 1000):
@@ -213,6 +218,7 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "nearest_center": kmeans.nearest_center,
     "kmeans_step": _kmeans_step,
     "kmeans_plusplus": lambda x, centers: kmeans.kmeans_plusplus(x, len(centers), random_state=0),
+    "kmeans_loss": _kmeans_loss,
     "contingency_table": _contingency_table,
     "knn": _knn,
     "radius_neighbors": lambda x, centers: neighbors.radius_neighbors(x, 1.0),

@@ -16,6 +16,7 @@ OPS = {  # public op -> its room
     "nearest_center": "kmeans",
     "kmeans_step": "kmeans",
     "kmeans_plusplus": "kmeans",
+    "kmeans_loss": "kmeans",
     "contingency_table": "contingency",
     "knn": "neighbors",
     "radius_neighbors": "neighbors",

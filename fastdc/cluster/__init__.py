@@ -2,5 +2,8 @@
 
 from fastdc.cluster.gaussian_mixture import GaussianMixture
 from fastdc.cluster.kmeans import KMeans
+from fastdc.cluster.mini_batch import MiniBatchKMeans
+from fastdc.cluster.spherical import SphericalKMeans
 
 __all__ = ["GaussianMixture", "KMeans"]
+__all__ = ["KMeans", "MiniBatchKMeans", "SphericalKMeans"]

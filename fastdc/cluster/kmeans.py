@@ -9,30 +9,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm import tqdm
 
 from fastdc._input import give_back, read_count, read_points, read_sample_weight, read_seed
+from fastdc.cluster._centers import CenterModel
 from fastdc.cluster.lloyd import Record, Solution, lloyd
-from fastdc.kernels.kmeans import kmeans_plusplus, kmeans_step, nearest_center
-from fastdc.persistence import Saveable
-
-RANDOM_RESTARTS = 10  # of init="random"; k-means++ starts well enough to run once
+from fastdc.kernels.kmeans import center_update
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+class KMeans(CenterModel):
     """K-means by Lloyd's algorithm, with scikit-learn's parameters and results.
 
     Parameters
     ----------
     n_clusters : int
         At most the number of samples.
-    init : {"k-means++", "random"} or array-like of shape (n_clusters, n_features)
-        Greedy k-means++, distinct rows by chance, or the centers to start from.
+    init : {"k-means++", "k-means||", "random"} or array-like of shape (n_clusters, n_features)
+        Greedy k-means++, its scalable form for thousands of clusters, distinct rows by chance, or the centers to
+        start from.
     n_init : "auto" or int
         Runs from different starts, of which the one of least inertia counts. "auto" is 1, and 10 with
         init="random". Given centers run once.
@@ -41,6 +38,9 @@ class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
     tol : float
         A run ends when the squared movements of all centers add up to at most ``tol`` times the mean variance
         of the features, or when no label changes.
+    algorithm : {"auto", "lloyd", "bounds"}
+        Whether distances are skipped that bounds prove needless (Yinyang k-means, on CPUs). Results are the same
+        bits. "auto" skips where that pays; "lloyd" never; "bounds" from the second iteration on.
     device : str or torch.device, optional
         None computes where a tensor lies, and otherwise on the GPU if there is one.
     backend : {None, "reference", "numba", "triton"}
@@ -74,7 +74,8 @@ class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
     -----
     Arrays come back as NumPy arrays, tensors as tensors on the device of the input.
     Results are the same bits for any number of threads, and from run to run on a GPU.
-    Memory: beside X the labels, and for k-means++ a distance for each row; never n_samples x n_clusters.
+    Memory: beside X the labels, for k-means++ a distance for each row, and for bounds 4 bytes a row and group of
+    centers, of which there are at most 64; never n_samples x n_clusters.
 
     References
     ----------
@@ -98,6 +99,7 @@ class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
     n_init: Any = "auto"
     max_iter: int = 300
     tol: float = 1e-4
+    algorithm: str = "auto"
     device: str | torch.device | None = None
     backend: str | None = None
     check_finite: bool = True
@@ -140,12 +142,16 @@ class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
             raise
         return self
 
+    def _updated(self, sums: Tensor, counts: Tensor, centers: Tensor) -> Tensor:
+        """New centers from the sums of a pass."""
+        return center_update(sums, counts, centers)
+
     def _fit(self, X: Any, sample_weight: Any) -> None:
         n_clusters = read_count(self.n_clusters, "n_clusters")
         max_iter = read_count(self.max_iter, "max_iter")
         if not self.tol >= 0:
             raise ValueError(f"tol must be 0 or above, got {self.tol}")
-        x = read_points(X, self, reset=True, device=self.device, check_finite=self.check_finite)
+        x = self._prepared(read_points(X, self, reset=True, device=self.device, check_finite=self.check_finite))
         read_count(n_clusters, "n_clusters", high=len(x), high_name="n_samples")
         weight = read_sample_weight(sample_weight, x)
         tol = self.tol * _mean_variance(x) if self.tol > 0 else 0.0
@@ -156,7 +162,17 @@ class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
             centers = self._start(x, weight, n_clusters, random)
             with tqdm(total=max_iter, desc=f"k-means {run}/{n_runs}", disable=not self.verbose) as bar:
                 report = _Report(run, bar, self.callbacks or (), raises=self.check_finite)
-                found = lloyd(x, centers, weight, max_iter=max_iter, tol=tol, backend=self.backend, report=report)
+                found = lloyd(
+                    x,
+                    centers,
+                    weight,
+                    max_iter=max_iter,
+                    tol=tol,
+                    backend=self.backend,
+                    algorithm=self.algorithm,
+                    update=self._updated,
+                    report=report,
+                )
             if best is None or found.inertia < best.inertia:
                 best = found
         assert best is not None, "there is at least one run"
@@ -168,79 +184,11 @@ class KMeans(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluste
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        self.labels_ = give_back(best.labels.to(torch.int32), X)
+        self.labels_ = give_back(self._settled(x, best.labels).to(torch.int32), X)
         self.cluster_centers_ = give_back(best.centers, X)
         self.inertia_ = best.inertia
         self.n_iter_ = len(best.history)
         self.history_ = best.history
-
-    def predict(self, X: Any) -> Any:
-        """Nearest center of each row of ``X``, int32."""
-        x, centers = self._read(X)
-        return give_back(nearest_center(x, centers, backend=self.backend).labels.to(torch.int32), X)
-
-    def transform(self, X: Any) -> Any:
-        """Distance of each row of ``X`` to each center, of shape (n_samples, n_clusters)."""
-        x, centers = self._read(X)
-        dtype = torch.promote_types(x.dtype, centers.dtype)
-        mode = "donot_use_mm_for_euclid_dist"  # differences: a product would cancel
-        return give_back(torch.cdist(x.to(dtype), centers.to(dtype), compute_mode=mode).to(x.dtype), X)
-
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """The negative inertia of ``X``: the higher the better the centers fit."""
-        x, centers = self._read(X)
-        weight = read_sample_weight(sample_weight, x)
-        return -float(kmeans_step(x, centers, sample_weight=weight, backend=self.backend).inertia)
-
-    def _read(self, X: Any) -> tuple[Tensor, Tensor]:
-        """Rows like those of fit, and the centers beside them."""
-        check_is_fitted(self)
-        x = read_points(X, self, device=self.device, check_finite=self.check_finite)
-        return x, torch.as_tensor(self.cluster_centers_, device=x.device)
-
-    def _n_runs(self) -> int:
-        if not isinstance(self.init, str):
-            if self.n_init not in ("auto", 1):
-                warnings.warn(
-                    f"init gives the centers to start from, so there is one run, not n_init={self.n_init}",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-            return 1
-        if isinstance(self.n_init, str):
-            if self.n_init != "auto":
-                raise ValueError(f"n_init must be 'auto' or an integer, got {self.n_init!r}")
-            return RANDOM_RESTARTS if self.init == "random" else 1
-        return read_count(self.n_init, "n_init")
-
-    def _start(self, x: Tensor, weight: Tensor | None, n_clusters: int, random: np.random.Generator) -> Tensor:
-        """Centers to begin a run with."""
-        if not isinstance(self.init, str):
-            centers = read_points(self.init, dtype=x.dtype, device=x.device)
-            if centers.shape != (n_clusters, x.shape[1]):
-                raise ValueError(
-                    f"init has shape {tuple(centers.shape)}, wanted are (n_clusters, n_features) = "
-                    f"{(n_clusters, x.shape[1])}"
-                )
-            return centers
-        if self.init == "k-means++":
-            seed = int(random.integers(2**31 - 1))
-            return kmeans_plusplus(x, n_clusters, sample_weight=weight, random_state=seed, backend=self.backend).centers
-        if self.init == "random":
-            chance = None if weight is None else weight.double().cpu().numpy()
-            if chance is not None and np.count_nonzero(chance) < n_clusters:
-                raise ValueError(
-                    f"n_clusters={n_clusters} must be at most {np.count_nonzero(chance)}, the samples of positive "
-                    "weight, with init='random'"
-                )
-            chance = None if chance is None else chance / chance.sum()
-            rows = random.choice(len(x), n_clusters, replace=False, p=chance)
-            return x[torch.from_numpy(rows).to(x.device)]
-        raise ValueError(f"init must be 'k-means++', 'random' or an array of centers, got {self.init!r}")
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.cluster_centers_.shape[0]
 
 
 class _Report:

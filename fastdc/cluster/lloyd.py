@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastdc.kernels.kmeans import KMeansStep, center_update, kmeans_step, repair_empty
+from fastdc.kernels.kmeans import KMeansStep, LloydSteps, center_update, repair_empty
 
 Record = dict[str, Any]
 
@@ -30,6 +30,8 @@ def lloyd(
     max_iter: int,
     tol: float,
     backend: str | None = None,
+    algorithm: str = "auto",
+    update: Callable[[Tensor, Tensor, Tensor], Tensor] = center_update,
     report: Callable[[Record], bool] = lambda record: False,
 ) -> Solution:
     """Alternate nearest centers and means from ``centers`` on.
@@ -43,6 +45,10 @@ def lloyd(
         Most iterations.
     tol : float
         Stop when the squared movements of all centers add up to no more; also when no label changes.
+    algorithm : {"auto", "lloyd", "bounds"}
+        As of :class:`fastdc.kernels.kmeans.LloydSteps`: results are the same bits.
+    update : callable
+        New centers from sums, counts and the centers before.
     report : callable
         Given each iteration's record; True ends the run.
 
@@ -53,14 +59,15 @@ def lloyd(
     """
     history: list[Record] = []
     labels: Tensor | None = None
+    steps = LloydSteps(x, sample_weight, algorithm, backend)
     for iteration in range(1, max_iter + 1):
-        step = kmeans_step(x, centers, sample_weight=sample_weight, previous_labels=labels, backend=backend)
+        step = steps(centers, labels)
         labels = step.labels
-        updated = center_update(step.sums, step.counts, centers)
+        updated = update(step.sums, step.counts, centers)
         inertia, n_changed, n_empty, n_unlabeled, shift = _on_host(step, centers, updated)
         if n_empty:
             repaired = repair_empty(x, centers, labels, step.sums, step.counts, sample_weight=sample_weight)
-            updated = center_update(*repaired, centers)
+            updated = update(*repaired, centers)
             shift = float((updated - centers).double().square().sum())
         history.append(
             {
@@ -78,7 +85,7 @@ def lloyd(
         centers = updated
         if stop or shift <= tol:
             break
-    final = kmeans_step(x, centers, sample_weight=sample_weight, backend=backend)
+    final = steps(centers, labels)
     return Solution(centers, final.labels, float(final.inertia), history)
 
 

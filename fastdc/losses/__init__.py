@@ -9,6 +9,7 @@ from fastdc.losses.contrastive import (
     SupConLoss,
 )
 from fastdc.losses.graph import LaplacianLoss, LocalityPreservingLoss, SCANLoss
+from fastdc.losses.kmeans import KMeansLoss
 from fastdc.losses.mixture import VaDELoss
 from fastdc.losses.mutual_information import IICLoss, IMSATLoss
 from fastdc.losses.optimal_transport import OptimalTransportLoss, SwAVLoss
@@ -23,6 +24,7 @@ __all__ = [
     "IICLoss",
     "IMSATLoss",
     "InfoNCELoss",
+    "KMeansLoss",
     "LaplacianLoss",
     "LocalityPreservingLoss",
     "NTXentLoss",

@@ -51,7 +51,8 @@ class _Job:
         largest = max(float(np.abs(self.rows).max()), float(np.abs(self.centers.raw).max()))
         if not 8.0 * self.rows.shape[1] * largest**2 < float(np.finfo(dtype).max):
             raise ValueError(
-                f"x and centers are so large that squared distances overflow {dtype}; scale the features or pass float64"
+                f"x and centers are so large that squared distances overflow {dtype}; "
+                "scale the features or pass float64"
             )
         self.auction = auctions.make_auction(len(x), room[self.used])
         self.block = block_rows(len(x))

@@ -71,3 +71,17 @@ def _draw(mass: Tensor, uniforms: Tensor) -> Tensor:
     running = mass.cumsum(0)
     drawn = torch.searchsorted(running, uniforms.to(running) * running[-1], right=True)
     return drawn.clamp(max=int(mass.nonzero()[-1]))
+
+
+def kmeans_loss_reference(x: Tensor, centers: Tensor, labels: Tensor | None, temperature: float | None) -> Tensor:
+    """Sum over rows; ``temperature`` is None for the hard loss."""
+    dtype = working_dtype(x, centers)
+    if temperature is not None:
+        sq_dists = sq_dists_reference(x, centers)
+        weights = (sq_dists / -temperature).softmax(dim=1)  # moves 4 n k s
+        return (weights * sq_dists).sum()  # moves 4 n k s
+    if labels is None:
+        labels = nearest_center_reference(x.detach(), centers.detach())[0].clamp(min=0)
+    own = centers.to(dtype)[labels.clamp(min=0)]  # writes n d s
+    sq_dists = (x.to(dtype) - own).square().sum(dim=1)
+    return torch.where(labels >= 0, sq_dists, 0.0).sum()

@@ -1,0 +1,105 @@
+"""What is remembered between passes with bounds, and the pass over blocks of rows on threads."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastdc.kernels._parallel import run_blocks
+from fastdc.kernels.kmeans import numba_bounds as bounds
+from fastdc.kernels.kmeans import numba_tiles as tiles
+from fastdc.kernels.kmeans.balanced import balanced_assignment
+from fastdc.kernels.kmeans.numba_kernel import _Job, _vector
+from fastdc.kernels.kmeans.op import kmeans_step
+from fastdc.kernels.kmeans.update import center_update_torch
+
+SMALLEST_GROUP, MOST_GROUPS = 12, 64
+GROUPING_STEPS = 5  # of k-means over the centers
+
+
+class Memory:
+    """Groups of centers, where the centers were, and each row's bounds."""
+
+    def __init__(self, x: Tensor, sample_weight: Tensor | None, centers: Tensor) -> None:
+        self.x = x
+        self.weights = _vector(sample_weight, np.dtype(np.float64))
+        self.group_of = _group(centers)
+        self.before = centers
+        n_groups = int(self.group_of.max()) + 1
+        self.lower = np.zeros((len(x), n_groups), np.float32)
+
+    def step(self, centers: Tensor, previous_labels: Tensor) -> tuple[tuple[Tensor, ...], float]:
+        """labels, sums, counts, inertia and n_changed; and the share of pairs of a row and a group looked at."""
+        job = _Job(self.x, centers)
+        groups = self._groups(job.centers, centers)
+        self.before = centers
+        previous = previous_labels.contiguous().numpy()
+        labels = torch.empty(job.n, dtype=torch.int64)
+        label_rows = labels.numpy()
+        total = tiles.make_totals(job.k, job.d)
+        parts = [tiles.make_totals(job.k, job.d) for _ in job.scratch]
+        scratch = [bounds.make_scratch(job.d, groups, job.rows.dtype) for _ in job.scratch]
+        looks = np.zeros(len(job.scratch), np.int64)
+
+        def work(worker: int, start: int, stop: int) -> None:
+            here = slice(start, stop)
+            label_rows[here] = previous[here]
+            with np.errstate(over="ignore"):
+                looks[worker] += bounds.bounded_block(
+                    job.rows[here],
+                    job.centers,
+                    groups,
+                    scratch[worker],
+                    label_rows[here],
+                    self.lower[here],
+                    job.sq_dists[worker][: stop - start],
+                    self.weights[here],
+                    previous[here],
+                    parts[worker],
+                )
+
+        def commit(worker: int) -> None:
+            tiles.add_and_clear(parts[worker], total)
+
+        run_blocks(job.n, job.block, work, commit)
+        tensors = [torch.from_numpy(array) for array in (total.sums, total.counts, total.inertia, total.n_changed)]
+        step = labels, tensors[0], tensors[1], tensors[2][0], tensors[3][0]
+        return step, float(looks.sum()) / self.lower.size
+
+    def _groups(self, prepared: tiles.Centers, centers: Tensor) -> bounds.Groups:
+        order = np.argsort(self.group_of, kind="stable")
+        n_groups = self.lower.shape[1]
+        norms = np.linalg.norm(prepared.factors.astype(np.float64), axis=1)
+        moves = np.linalg.norm((centers.double() - self.before.double()).numpy(), axis=1) * (1.0 + 1e-12)
+        return bounds.Groups(
+            order=order,
+            starts=np.searchsorted(self.group_of[order], np.arange(n_groups + 1)),
+            group_of=self.group_of,
+            factors=np.ascontiguousarray(prepared.factors[order]),
+            offsets=prepared.offsets[order],
+            norms=_largest(norms, self.group_of, n_groups),
+            moves=_largest(moves, self.group_of, n_groups),
+        )
+
+
+def _largest(values: NDArray, group_of: NDArray, n_groups: int) -> NDArray:
+    largest = np.zeros(n_groups)
+    np.maximum.at(largest, group_of, values)
+    return largest
+
+
+def _group(centers: Tensor) -> NDArray:
+    """Groups of centers near each other, all of about sqrt(n_clusters) of them: int64 numbers without gaps."""
+    k = centers.shape[0]
+    size = max(SMALLEST_GROUP, 6 * math.ceil(math.sqrt(k) / 6), -(-k // MOST_GROUPS))
+    n_groups = -(-k // size)
+    middles = centers[torch.linspace(0, k - 1, n_groups, dtype=torch.float64).long()]
+    for _ in range(GROUPING_STEPS):
+        step = kmeans_step(centers, middles, backend="numba")
+        middles = center_update_torch(step.sums, step.counts, middles)
+    labels = balanced_assignment(centers, middles, size, tol=0.1).labels
+    return np.unique(labels.numpy(), return_inverse=True)[1].astype(np.int64)
