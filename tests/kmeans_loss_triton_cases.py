@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from fastdc.kernels._accuracy import assert_not_worse_than_torch
+from fastdc.kernels._accuracy import assert_not_worse_than_torch, relative_error
 from fastdc.kernels.kmeans import kmeans_loss, loss_ops
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -36,6 +36,9 @@ def check(x, centers, precision, **options):
     got = loss_and_gradients(x, centers, precision=precision, **options)
     for name, factor, case in zip(("loss", "x", "centers"), (2, 3, 3), zip(got, plain, truth)):
         assert case[0].dtype == case[1].dtype
+        if x.dtype == torch.float64:  # plain torch is the truth then, and as far from it as we may be
+            assert relative_error(case[0], case[2]) < 1e-14
+            continue
         assert_not_worse_than_torch([case], factor=factor, dtype=x.dtype, name=name)
 
 

@@ -14,7 +14,7 @@ FEWEST_CENTERS, FEWEST_FEATURES = 16, 9  # below, a plain pass is as fast
 QUIET = 8  # bounds begin when less than one row in so many changes its label
 PAYING = 0.6  # share of the pairs of a row and a group; where more are looked at, a plain pass is faster
 LARGEST = 1e15  # coordinate of a center; beyond, and with NaN, passes are plain
-REST = 4  # plain passes before bounds are tried again
+REST = 8  # plain passes before bounds are tried again; twice as many after each try in vain
 
 
 class LloydSteps:
@@ -53,7 +53,7 @@ class LloydSteps:
         self.x, self.sample_weight, self.algorithm, self.backend = x, sample_weight, algorithm, backend
         self.n_changed: Tensor | None = None  # by the last call
         self.quiet = algorithm == "bounds"
-        self.rest = 0
+        self.rest, self.pause = 0, REST
         self.memory: Any = None
 
     def __call__(self, centers: Tensor, previous_labels: Tensor | None) -> KMeansStep:
@@ -94,5 +94,6 @@ class LloydSteps:
             self.memory = Memory(self.x, self.sample_weight, centers)
         step, share = self.memory.step(centers, previous_labels)
         if not first and share > PAYING and self.algorithm == "auto":
-            self.memory, self.rest = None, REST
+            self.memory, self.rest = None, self.pause
+            self.pause *= 2
         return KMeansStep(*step)

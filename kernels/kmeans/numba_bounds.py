@@ -50,7 +50,7 @@ class Scratch(NamedTuple):
     group_index: NDArray  # (PART, n_groups) place of the least in Groups.order, -1 where skipped
     best: NDArray  # (PART,) least score of all groups looked at
     second: NDArray  # (PART,)
-    index: NDArray  # (PART,)
+    places: NDArray  # (PART,) that of the least in Groups.order, -1 for none, -2 for the own center
     sq_norms: NDArray  # (PART,) of shifted rows, negative before they are known
 
 
@@ -69,7 +69,7 @@ def make_scratch(n_features: int, groups: Groups, dtype: np.dtype) -> Scratch:
         group_index=np.empty((PART, t), np.int64),
         best=np.empty(PART),
         second=np.empty(PART),
-        index=np.empty(PART, np.int64),
+        places=np.empty(PART, np.int64),
         sq_norms=np.empty(PART),
     )
 
@@ -103,7 +103,7 @@ def _find_groups(x, centers, groups, scratch, labels, lower, sq_dists):
         scratch.sq_norms[i] = -1.0
         scratch.best[i] = np.inf
         scratch.second[i] = np.inf
-        scratch.index[i] = -1
+        scratch.places[i] = -1
         bounds, found = lower[i], scratch.group_index[i]
         for g in range(n_groups):
             bounds[g] = max(np.float64(bounds[g]) - groups.moves[g], 0.0) * SHRINK
@@ -145,7 +145,7 @@ def _take_in(scratch, i, score, runner_up, place):
     if score < scratch.best[i]:
         scratch.second[i] = min(scratch.best[i], runner_up)
         scratch.best[i] = score
-        scratch.index[i] = place
+        scratch.places[i] = place
     elif score < scratch.second[i]:
         scratch.second[i] = score
 
@@ -198,7 +198,7 @@ def _choose(x, centers, groups, scratch, labels, lower, sq_dists):
         own_is_new = own >= 0 and scratch.group_index[i, groups.group_of[own]] < 0
         if own_is_new:  # among those looked at it is not yet
             _take_in(scratch, i, 0.5 * (own_sq_dist - sq_norm), np.inf, -2)
-        place = scratch.index[i]
+        place = scratch.places[i]
         label = own if place < 0 else groups.order[place]
         norm = np.sqrt(sq_norm)
         sure = False
