@@ -78,6 +78,8 @@ def _kmeans_step(x: Tensor, centers: Tensor) -> None:
     step = kmeans.kmeans_step(x, centers)
     weight = torch.ones(len(x), dtype=x.dtype)
     kmeans.kmeans_step(x, centers, sample_weight=weight, previous_labels=step.labels)
+    steps = kmeans.LloydSteps(x, None, "bounds")
+    steps(centers, steps(centers, None).labels)
 
 
 def _kmeans_loss(x: Tensor, centers: Tensor) -> None:

@@ -310,7 +310,11 @@ BAD = [
     (dict(tol=np.nan), ValueError, "tol must be 0 or above"),
     (dict(n_init=0), ValueError, "n_init must be at least 1"),
     (dict(n_init="many"), ValueError, "n_init must be 'auto' or an integer, got 'many'"),
-    (dict(init="best"), ValueError, r"init must be 'k-means\+\+', 'k-means\|\|', 'random' or an array of centers, got 'best'"),
+    (
+        dict(init="best"),
+        ValueError,
+        r"init must be 'k-means\+\+', 'k-means\|\|', 'random' or an array of centers, got 'best'",
+    ),
     (dict(init=np.zeros((3, 4))), ValueError, r"init has shape \(3, 4\), wanted .* \(2, 4\)"),
     (dict(random_state="seed"), ValueError, "random_state must be None, an integer"),
     (dict(backend="triton"), RuntimeError, "triton kernels need GPU tensors"),

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
+from fastdc.kernels._parallel import block_rows, distances_ns, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import as_array, numpy_dtype
 from fastdc.kernels._tile import prepare_centers
@@ -55,7 +55,7 @@ class _Job:
                 "scale the features or pass float64"
             )
         self.auction = auctions.make_auction(len(x), room[self.used])
-        self.block = block_rows(len(x))
+        self.block = block_rows(len(x), row_ns=distances_ns(x.shape[1], len(self.used)))
         workers = n_workers(-(-len(x) // self.block))
         self.scratch = [auctions.make_scratch(len(self.used), x.shape[1], dtype) for _ in range(workers)]
 

@@ -19,7 +19,7 @@ from fastdc.kernels import _tile
 from fastdc.kernels._lanes import padded
 from fastdc.kernels._math import exp2
 from fastdc.kernels._numba import jit
-from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
+from fastdc.kernels._parallel import block_rows, distances_ns, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
 from fastdc.kernels._tile import gradient_tile, load_rows, prepare_centers, sq_distance_tile
@@ -55,7 +55,7 @@ class _Job:
         (self.n, self.d), self.k = x.shape, centers.shape[0]
         self.rows = Rows(x, self.dtype)
         self.centers = as_array(centers, self.dtype)
-        self.block = block_rows(self.n)
+        self.block = block_rows(self.n, row_ns=distances_ns(self.d, self.k))
         self.workers = n_workers(-(-self.n // self.block))
         self.need_x, self.need_centers = need_x, need_centers
         self.grad_x = empty((self.n, self.d) if need_x else (0, self.d), self.dtype)
