@@ -10,8 +10,9 @@ import torch
 pytest.importorskip("triton")
 
 from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
-from fastdc.kernels._triton import Chip, launch, product_precision
+from fastdc.kernels._triton import Chip, product_precision
 from fastdc.kernels.kmeans import triton_loss_tiles as tiles
+from fastdc.kernels.kmeans.triton_loss import soft_launch
 
 CASES = str(Path(__file__).with_name("kmeans_loss_triton_cases.py"))
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", CASES)
@@ -35,7 +36,7 @@ def build(name, chip, size, dtype="fp32", point_dtype="fp32", precision=None):
     kernel = getattr(tiles, f"_kmeans_soft_{name}_kernel")
     working = torch.float64 if dtype == "fp64" else torch.float32
     precision = product_precision(precision or ("bf16x6" if chip == "gfx942" else "tf32x3"), size[1], working)
-    choice = launch(size[0], precision, working.itemsize, Chip(132, CAPABILITIES[chip]))
+    choice = soft_launch(size[0], precision, working.itemsize, Chip(132, CAPABILITIES[chip]))
     types = {argument: f"*{dtype}" if argument.endswith("_ptr") else "i32" for argument in kernel.arg_names}
     types |= {"x_ptr": f"*{point_dtype}", "c_ptr": f"*{point_dtype}"}
     fixed = {"PRECISION": precision, "stride_xd": 1, "stride_cd": 1}
