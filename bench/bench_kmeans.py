@@ -187,7 +187,7 @@ def make_faiss_run() -> Callable[..., Any]:
 
 
 def make_faiss_super_run() -> Callable[..., Any]:
-    """It draws its own start."""
+    """It draws its own start, and wants at least 32 features."""
     from faiss import SuperKmeans, omp_set_num_threads
 
     def run(x: Any, centers: Any, iterations: int) -> Tensor:
@@ -290,7 +290,7 @@ BENCHES = [
     Bench(
         op="kmeans_lloyd",
         shapes=RUNS,
-        tiny={**TINY, "iterations": 2},
+        tiny={**TINY, "d": 40, "iterations": 2},
         inputs=run_inputs,
         outputs=("inertia",),
         truth=run_truth,
@@ -299,7 +299,7 @@ BENCHES = [
         | {
             "numba_lloyd": Provider(partial(make_run, "numba", "lloyd"), devices=("cpu",)),
             "faiss": on_cpu(make_faiss_run),
-            "faiss_super": on_cpu(make_faiss_super_run, tolerance=0.02),
+            "faiss_super": on_cpu(make_faiss_super_run, tolerance=0.05),
             "sklearn": on_cpu(make_sklearn_run),
             "sklearn_elkan": on_cpu(partial(make_sklearn_run, "elkan")),
         },
