@@ -15,6 +15,8 @@ from fastdc.kernels._precision import BY_DIFFERENCES
 
 PARTIAL_BYTES = 1 << 26  # all partial sums of one kernel together
 ROWS_A_SPLIT = 1 << 14  # rows that one partial sum covers, so that its float32 digits suffice
+# launch option of kernels of which ptxas would else store some registers to fit one more program
+ALL_REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
 
 
 class Chip(NamedTuple):

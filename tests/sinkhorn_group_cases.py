@@ -64,7 +64,8 @@ def run_ddp(own):
     torch.manual_seed(0)
     z1, z2, _ = make_views(N, 20, 12)
     criterion = SwAVLoss(12, 20, group=dist.group.WORLD)
-    torch.nn.parallel.DistributedDataParallel(criterion)(z1[own], z2[own]).backward()
+    model = torch.nn.parallel.DistributedDataParallel(criterion)  # must live until the backward pass is over
+    model(z1[own], z2[own]).backward()
     return criterion.prototypes.grad
 
 

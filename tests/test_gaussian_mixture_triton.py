@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("triton")
 
 from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
-from fastdc.kernels._triton import Chip, launch
+from fastdc.kernels._triton import ALL_REGISTERS, Chip, launch
 from fastdc.kernels.gaussian_mixture import triton_tiles, triton_vade_tiles
 from fastdc.kernels.gaussian_mixture.triton_vade import launch_of
 
@@ -59,6 +59,7 @@ def build(kernel, constants, chip, dtype="fp32", rows="fp32", aligned=True):
     fixed = {argument: value for argument, value in fixed.items() if argument in kernel.arg_names}
     multiples = [argument for argument in kernel.arg_names if argument.endswith("_ptr")] if aligned else []
     options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
+    options |= {} if chip == "gfx942" else ALL_REGISTERS
     return cross_compile(kernel, types, fixed, chip, aligned=multiples, **options)
 
 

@@ -14,8 +14,9 @@ import pytest
 pytest.importorskip("triton")
 
 from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._triton import ALL_REGISTERS
 from fastdc.kernels.neighbors import triton_tiles as tiles
-from fastdc.kernels.neighbors.triton_kernel import ALL_REGISTERS, MOST_PLACES, Launch, launch, launch_within
+from fastdc.kernels.neighbors.triton_kernel import MOST_PLACES, Launch, launch, launch_within
 
 CASES = str(Path(__file__).with_name("neighbors_triton_cases.py"))
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", CASES)

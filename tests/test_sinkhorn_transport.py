@@ -102,8 +102,9 @@ def test_labels_are_the_largest_codes(shape):
         q = sinkhorn_assign(x @ prototypes.T, epsilon, 20, tol=tol, backend="reference")
         found = optimal_transport_labels(x, prototypes, epsilon, 20, tol=tol)
         assert found.labels.dtype == torch.int64
-        assert torch.equal(found.labels, q.argmax(1))
-        assert relative_error(found.confidence, q.max(1).values) < 1e-10
+        largest = q.max(1).values  # may be that of several columns: a row can take up two of them whole
+        assert relative_error(q.gather(1, found.labels[:, None])[:, 0], largest) < 1e-10
+        assert relative_error(found.confidence, largest) < 1e-10
 
 
 def test_labels_are_balanced():
@@ -133,9 +134,10 @@ def test_T36_features_of_large_scores():
     q = sinkhorn_assign_features(x, prototypes, 1e-3)
     assert bool(torch.isfinite(q).all())
     assert (q.sum(1) - 1).abs().max() < 1e-5
-    assert torch.equal(q, sinkhorn_assign(x @ prototypes.T, 1e-3))
+    exact = sinkhorn_assign(x.double() @ prototypes.double().T, 1e-3, backend="reference")
+    assert (q - exact).abs().max() < 3e-7
     found = optimal_transport_labels(x, prototypes, 1e-3, 3, tol=None)
-    assert torch.equal(found.confidence, q.max(1).values)
+    assert (found.confidence - exact.max(1).values).abs().max() < 3e-7
 
 
 def test_T44_threads_and_strides_do_not_change_a_bit(set_threads):

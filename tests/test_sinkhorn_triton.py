@@ -15,6 +15,7 @@ pytest.importorskip("triton")
 import triton.language as tl
 
 from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._triton import ALL_REGISTERS
 from fastdc.kernels.sinkhorn import triton_tiles as tiles
 from fastdc.kernels.sinkhorn.triton_kernel import NUM_WARPS, launch
 
@@ -44,7 +45,8 @@ def build(name, chip, k=3000, scores="fp32", aligned=True):
     if aligned:
         fixed["stride_sk"] = 1
         multiples = [a for a in types if a.endswith("_ptr")] + ["stride_sn"]
-    return cross_compile(kernel, types, fixed, chip, aligned=multiples, num_warps=NUM_WARPS, num_stages=1)
+    options = {"num_warps": NUM_WARPS, "num_stages": 1} | ({} if chip == "gfx942" else ALL_REGISTERS)
+    return cross_compile(kernel, types, fixed, chip, aligned=multiples, **options)
 
 
 def assert_fits(compiled, chip):

@@ -5,5 +5,4 @@ from fastdc.cluster.kmeans import KMeans
 from fastdc.cluster.mini_batch import MiniBatchKMeans
 from fastdc.cluster.spherical import SphericalKMeans
 
-__all__ = ["GaussianMixture", "KMeans"]
-__all__ = ["KMeans", "MiniBatchKMeans", "SphericalKMeans"]
+__all__ = ["GaussianMixture", "KMeans", "MiniBatchKMeans", "SphericalKMeans"]

@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import Launch, chip_of, launch, row_splits
+from fastdc.kernels._triton import ALL_REGISTERS, Launch, chip_of, launch, row_splits
 from fastdc.kernels.gaussian_mixture import torch_chunks
 from fastdc.kernels.gaussian_mixture import triton_tiles as tiles
 from fastdc.kernels.gaussian_mixture.parameters import find_precisions
@@ -108,4 +108,5 @@ class _Job:
                 BLOCK_K=choice.block_k,
                 num_warps=choice.num_warps,
                 num_stages=choice.num_stages,
+                **ALL_REGISTERS,
             )

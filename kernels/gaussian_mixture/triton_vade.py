@@ -7,7 +7,7 @@ import triton
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import Chip, Launch, chip_of, launch, row_splits
+from fastdc.kernels._triton import ALL_REGISTERS, Chip, Launch, chip_of, launch, row_splits
 from fastdc.kernels.gaussian_mixture import triton_vade_tiles as tiles
 
 
@@ -40,6 +40,7 @@ def vade_loss(
         "BLOCK_K": choice.block_k,
         "num_warps": choice.num_warps,
         "num_stages": choice.num_stages,
+        **ALL_REGISTERS,
     }
     options = {"DETACHED": detach_responsibilities, **blocks}
     with torch.cuda.device_of(z):

@@ -16,13 +16,13 @@ import triton
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
+from fastdc.kernels._triton import ALL_REGISTERS
 from fastdc.kernels.neighbors import triton_tiles as tiles
 from fastdc.kernels.neighbors.points import METRICS, distances_of, is_finite_row, keys_of, metric_rows
 from fastdc.kernels.neighbors.reference import largest_key
 from fastdc.kernels.neighbors.rescore import CHUNK_BYTES, best_keys
 
 MOST_PLACES = {4: 64, 8: 32}  # candidates that one launch keeps for a query, by the bytes of a score
-ALL_REGISTERS = {} if torch.version.hip else {"maxnreg": 255}  # else ptxas stores some to fit one more program
 UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 TINY = {torch.float32: 1e-37, torch.float64: 1e-300}
 REDUCED = ("tf32", "bf16")  # precisions that may miss a neighbour

@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import chip_of, row_splits
+from fastdc.kernels._triton import ALL_REGISTERS, chip_of, row_splits
 from fastdc.kernels.sinkhorn import triton_tiles as tiles
 from fastdc.kernels.sinkhorn.iterate import Marginals, find_potential
 
@@ -97,4 +97,5 @@ class ScorePasses:
                 BLOCK_K=self.block_k,
                 num_warps=NUM_WARPS,
                 num_stages=1,
+                **ALL_REGISTERS,
             )
