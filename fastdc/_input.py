@@ -174,7 +174,7 @@ def read_sample_weight(sample_weight: Any, x: Tensor) -> Tensor | None:
         weight = torch.full((len(x),), float(sample_weight), dtype=x.dtype, device=x.device)
     else:
         array = check_array(sample_weight, dtype=_NUMPY[x.dtype], ensure_2d=False, input_name="sample_weight")
-        weight = _view(array).to(x.device)
+        weight = as_tensor(array).to(x.device)
     if weight.ndim != 1:
         raise ValueError(f"Sample weights must be 1D array or scalar, got {weight.ndim} dimensions")
     if weight.shape != x.shape[:1]:
@@ -240,7 +240,7 @@ def _from_array(X: Any, dtype: torch.dtype | None, min_samples: int, estimator: 
             estimator=estimator,
             input_name="X",
         )
-    return _view(np.require(array, requirements=["C", "A"]))
+    return as_tensor(np.require(array, requirements=["C", "A"]))
 
 
 def _check_shape(shape: tuple[int, ...], min_samples: int, estimator: Any) -> None:
@@ -260,7 +260,7 @@ def _check_shape(shape: tuple[int, ...], min_samples: int, estimator: Any) -> No
         raise ValueError(f"Found array with 0 feature(s) (shape={shape}) while a minimum of 1 is required{by}.")
 
 
-def _view(array: np.ndarray) -> Tensor:
+def as_tensor(array: np.ndarray) -> Tensor:
     """A tensor over the memory of ``array``, read-only memory too: nothing here writes to it."""
     if not array.flags.writeable:
         array = np.asarray(_WritableAlias(array))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastdc._csv import TABLE_SUFFIXES, load_column, load_table, one_line
+from fastdc.data._csv import TABLE_SUFFIXES, load_column, load_table, one_line
 from fastdc._files import atomic_write, save_array
 
 __all__ = ["atomic_write", "load_labels", "load_points", "save_array"]
