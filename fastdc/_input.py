@@ -187,8 +187,11 @@ def read_sample_weight(sample_weight: Any, x: Tensor) -> Tensor | None:
     return weight
 
 
-def require_finite(x: Tensor, name: str = "X") -> None:
-    """Raise where ``x`` holds NaN or infinity. A finite sum proves that no entry does, and needs no copy."""
+def require_finite(x: Tensor, name: str = "X", first_row: int = 0) -> None:
+    """Raise where ``x`` holds NaN or infinity. A finite sum proves that no entry does, and needs no copy.
+
+    ``first_row`` is the number of its first row, where ``x`` is a part.
+    """
     if bool(torch.isfinite(x.sum())):
         return
     bad = ~torch.isfinite(x)
@@ -196,7 +199,7 @@ def require_finite(x: Tensor, name: str = "X") -> None:
     if count == 0:  # finite entries whose sum overflows
         return
     first = [int(i) for i in bad.nonzero()[0]]
-    where = f"row {first[0]}" + (f", column {first[1]}" if len(first) > 1 else "")
+    where = f"row {first_row + first[0]}" + (f", column {first[1]}" if len(first) > 1 else "")
     kind = "NaN" if bool(torch.isnan(x).any()) else f"infinity or a value too large for {_NUMPY[x.dtype]!r}"
     entries = "entry" if count == 1 else "entries"
     raise ValueError(

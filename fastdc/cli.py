@@ -83,7 +83,13 @@ def _options(
 
 @app.command()
 def cluster(
-    file: Annotated[Path, typer.Argument(help="Points: .npy, .npz or CSV, one sample a row.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="Points, one sample a row: .npy, .npz, CSV, parquet, Arrow, zarr, HDF5 (file.h5:dataset), or a "
+            "folder of such files."
+        ),
+    ],
     k: Annotated[int, typer.Option("--k", "-k", help="Number of clusters.")],
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "kmeans",
     out: Annotated[Path, typer.Option(help="Labels, .npy or .csv.")] = Path("labels.npy"),
@@ -93,8 +99,10 @@ def cluster(
     pretrain_epochs: Annotated[
         int | None, typer.Option(help="Epochs that train the autoencoder first (deep methods).")
     ] = None,
-    key: Annotated[str | None, typer.Option(help="Which array of an .npz file.")] = None,
-    columns: Annotated[str | None, typer.Option(help="CSV columns, by name or number from 0: a,b,7.")] = None,
+    key: Annotated[str | None, typer.Option(help="Which array of an .npz, zarr or HDF5 file.")] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of CSV (by name or number from 0: a,b,7), parquet and Arrow.")
+    ] = None,
     header: Annotated[
         bool | None, typer.Option("--header/--no-header", help="Whether the first CSV row holds names.")
     ] = None,
@@ -102,7 +110,7 @@ def cluster(
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
     """Cluster the points of a file and write one label a sample."""
-    from fastdc.data import load_points, save_array
+    from fastdc.data import open_rows, save_array
 
     verbose = not quiet and sys.stderr.isatty()
     options = _options_of(method, max_iter, pretrain_epochs, verbose)
@@ -111,12 +119,12 @@ def cluster(
         raise ValueError(f"--seed must be at least 0, got {seed}")
     for target, option in ((out, "--out"), (centers, "--centers")):
         _check_target(target, option, file)
-    x = load_points(file, key=key, columns=columns.split(",") if columns else None, header=header)
+    x = open_rows(file, key=key, columns=columns.split(",") if columns else None, header=header)
     if k > len(x):
         raise ValueError(f"--k {k} asks for more clusters than {file} has rows ({len(x)}); choose a smaller --k")
     started = time.perf_counter()
     estimator = _build(method, k, seed, options)
-    labels = estimator.fit_predict(x)
+    labels = estimator.fit_predict(x)  # of the methods, kmeans reads the rows a part at a time
     seconds = time.perf_counter() - started
     save_array(out, labels)
     if centers is not None:

@@ -9,6 +9,8 @@ from typing import IO, NamedTuple
 
 import numpy as np
 
+from fastdc.data._faults import one_line
+
 TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
 DELIMITERS = ",;\t|"
 
@@ -132,7 +134,3 @@ def _is_number(cell: str) -> bool:
 def _some(names: Sequence[str], most: int = 12) -> str:
     shown = ",".join(names[:most])
     return shown if len(names) <= most else f"{shown},... ({len(names)} in all)"
-
-
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

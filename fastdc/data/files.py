@@ -1,4 +1,4 @@
-"""Arrays from files: ``.npy`` (memory-mapped), ``.npz`` and CSV.
+"""Arrays from files: ``.npy`` and uncompressed ``.npz`` (memory-mapped), compressed ``.npz`` and CSV (loaded).
 
 Every error names the file and what would repair it.
 """
@@ -6,14 +6,17 @@ Every error names the file and what would repair it.
 from __future__ import annotations
 
 import os
+import struct
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fastdc.data._csv import TABLE_SUFFIXES, load_column, load_table, one_line
 from fastdc._files import atomic_write, save_array
+from fastdc.data._csv import TABLE_SUFFIXES, load_column, load_table
+from fastdc.data._faults import one_line
 
 __all__ = ["atomic_write", "load_labels", "load_points", "save_array"]
 
@@ -30,7 +33,9 @@ def load_points(
     Parameters
     ----------
     path : path
-        ``.npy`` files are memory-mapped read-only. CSV may be separated by comma, semicolon, tab or bar.
+        Arrays of ``.npy`` files, and of ``.npz`` files that ``numpy.savez`` wrote, are memory-mapped read-only;
+        those of ``numpy.savez_compressed`` and CSV are loaded whole. CSV may be separated by comma, semicolon,
+        tab or bar.
     key : str, optional
         Which array of an ``.npz`` file; may be left out where the file holds one array.
     columns : sequence of str, optional
@@ -134,7 +139,29 @@ def _load_numpy(path: Path, key: str | None) -> np.ndarray:
             if key is None or key not in names:
                 asked = "holds several arrays" if key is None else f"holds no array {key!r}"
                 raise ValueError(f"{asked}; its keys are {', '.join(names)}")
-            return archive[key]
+            mapped = _mapped_member(path, archive, f"{key}.npy")
+            return archive[key] if mapped is None else mapped
     except (ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
         fault = "it holds Python objects or is no such file" if "pickle" in str(error) else one_line(error)
         raise ValueError(f"{path}: cannot be read as {path.suffix}: {fault}") from error
+
+
+def _mapped_member(path: Path, archive: Any, name: str) -> np.ndarray | None:
+    """An array of an ``.npz`` file where it lies; None where it is compressed or no plain array."""
+    if name not in archive.zip.namelist():
+        return None
+    member = archive.zip.getinfo(name)
+    if member.compress_type != zipfile.ZIP_STORED:
+        return None
+    with open(path, "rb") as file:
+        file.seek(member.header_offset + 26)
+        name_length, extra_length = struct.unpack("<HH", file.read(4))
+        file.seek(name_length + extra_length, os.SEEK_CUR)
+        version = np.lib.format.read_magic(file)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            return None
+        shape, is_fortran, dtype = readers[version](file)
+        if dtype.hasobject or 0 in shape or not shape:
+            return None
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")

@@ -1,0 +1,179 @@
+"""K-means over a row source: the same passes, a block of rows at a time.
+
+Blocks are cut by the shape and dtype of the source alone, and what they add to sums is added in their order. So a
+source gives the same bits however its rows are stored and read, for any number of threads; where it has but one
+block, the bits of the array in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastdc._input import choose_device, require_finite
+from fastdc.cluster.lloyd import lloyd
+from fastdc.data import Chunk, RowSource, TensorRows, iter_chunks
+from fastdc.kernels.kmeans import KMeansStep, kmeans_step, nearest_center, repair_empty
+
+BLOCK_BYTES = 1 << 26
+MOST_ROWS = 1 << 18  # of a block; the fewer its features are, the more the kernel's own memory counts
+REPAIR_ROWS = 1 << 14  # rows whose differences are held at a time
+SAMPLED_PER_CLUSTER = 16
+
+
+class StreamedRows:
+    """The rows of a source as k-means reads them.
+
+    Parameters
+    ----------
+    source : RowSource
+    device : torch.device, str or None
+        Where to compute; None is where a source of a tensor has it, else the GPU if there is one.
+    check_finite : bool
+        Raise where an entry is NaN or infinite, in the first pass over the rows.
+    """
+
+    def __init__(self, source: RowSource, device: torch.device | str | None, *, check_finite: bool) -> None:
+        self.source = source
+        self.check_finite = check_finite
+        self._is_checked = not check_finite
+        self.shape = source.shape
+        self.dtype = torch.float64 if source.dtype == np.float64 else torch.float32
+        self.device = choose_device(device, source.tensor if isinstance(source, TensorRows) else None)
+        fitting = max(64, BLOCK_BYTES // (source.shape[1] * source.dtype.itemsize))
+        self.block = min(MOST_ROWS, 1 << (fitting.bit_length() - 1))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def blocks(self) -> closing[Generator[Chunk]]:
+        """Chunks of a block each; leaving the ``with`` block ends the thread that reads them."""
+        return closing(self._blocks())
+
+    def _blocks(self) -> Generator[Chunk]:
+        for chunk in iter_chunks(self.source, self.block, device=self.device):
+            if not self._is_checked:
+                require_finite(chunk.x, first_row=chunk.start)
+            yield chunk
+        self._is_checked = True
+
+    def __getitem__(self, rows: Tensor) -> Tensor:
+        """Some rows, in the order of their numbers (m,), on the device."""
+        return torch.from_numpy(self.source.take(rows.cpu().numpy())).to(self.device)
+
+    def mean_variance(self) -> float:
+        """Mean over the features of their variance; of the finite rows only."""
+        count = 0
+        mean = torch.zeros(self.shape[1], dtype=torch.float64, device=self.device)
+        spread = torch.zeros_like(mean)  # sum of squared differences from the mean
+        with self.blocks() as blocks:
+            for _, x in blocks:
+                if not self.check_finite:
+                    x = x[x.isfinite().all(dim=1)]
+                if len(x) == 0:
+                    continue
+                variance, here = torch.var_mean(x, dim=0, correction=0)
+                apart = here.double() - mean
+                count += len(x)
+                share = len(x) / count
+                mean += apart * share
+                spread += variance.double() * len(x) + apart.square() * (len(x) * (1 - share))
+        return float((spread / max(count, 1)).mean())
+
+    def sample(self, n_clusters: int, sample_weight: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
+        """Rows for k-means++ and their weights: all that there are up to a block, or so many by chance."""
+        size = max(self.block, SAMPLED_PER_CLUSTER * n_clusters)
+        if len(self) <= size:
+            rows = np.arange(len(self))
+        else:
+            candidates: Any = len(self) if sample_weight is None else np.flatnonzero(sample_weight.cpu().numpy())
+            n_candidates = len(self) if sample_weight is None else len(candidates)
+            if n_candidates < n_clusters:
+                raise ValueError(
+                    f"n_clusters={n_clusters} must be at most {n_candidates}, the samples of positive weight"
+                )
+            chosen = np.random.default_rng(seed).choice(candidates, min(size, n_candidates), replace=False)
+            rows = np.sort(chosen)
+        numbers = torch.from_numpy(rows).to(self.device)
+        return self[numbers], None if sample_weight is None else sample_weight[numbers]
+
+    def labels(self, centers: Tensor, backend: str | None) -> Tensor:
+        """Nearest center of each row, int32."""
+        labels = _new_labels(self)
+        with self.blocks() as blocks:
+            for start, x in blocks:
+                labels[start : start + len(x)] = nearest_center(x, centers, backend=backend).labels
+        return labels
+
+
+def streamed_step(
+    x: StreamedRows,
+    centers: Tensor,
+    *,
+    sample_weight: Tensor | None = None,
+    previous_labels: Tensor | None = None,
+    backend: str | None = None,
+) -> KMeansStep:
+    """``kmeans_step`` a block at a time, float64 sums added in the order of the blocks; labels are int32."""
+    labels = _new_labels(x)
+    total: list[Tensor] = []
+    with x.blocks() as blocks:
+        for start, rows in blocks:
+            here = slice(start, start + len(rows))
+            part = kmeans_step(
+                rows,
+                centers,
+                sample_weight=None if sample_weight is None else sample_weight[here],
+                previous_labels=None if previous_labels is None else previous_labels[here].long(),
+                backend=backend,
+            )
+            labels[here] = part.labels
+            total = [a + b for a, b in zip(total, part[1:])] if total else list(part[1:])
+    return KMeansStep(labels, *total)
+
+
+def streamed_repair(
+    x: StreamedRows,
+    centers: Tensor,
+    labels: Tensor,
+    sums: Tensor,
+    counts: Tensor,
+    *,
+    sample_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``repair_empty`` of the only rows that can move: as many of the farthest as clusters are empty."""
+    n_empty = int((counts <= 0).sum())
+    far, numbers = counts.new_empty(0), labels.new_empty(0, dtype=torch.int64)
+    with x.blocks() as blocks:
+        for start, block in blocks:
+            for offset in range(0, len(block), REPAIR_ROWS):
+                rows = block[offset : offset + REPAIR_ROWS]
+                first = start + offset
+                here = slice(first, first + len(rows))
+                own = labels[here].long().clamp(min=0)
+                weights = torch.ones_like(counts[:1]) if sample_weight is None else sample_weight[here].double()
+                movable = (labels[here] >= 0) & (weights > 0) & (counts[own] > weights)
+                sq_dists = (rows.double() - centers[own].double()).square().sum(dim=1)
+                far = torch.cat([far, torch.where(movable, sq_dists, 0.0)])
+                numbers = torch.cat([numbers, torch.arange(first, first + len(rows), device=x.device)])
+                order = far.sort(descending=True, stable=True).indices[:n_empty]  # of equals the lowest row
+                far, numbers = far[order], numbers[order]
+    weights_of = None if sample_weight is None else sample_weight[numbers]
+    return repair_empty(x[numbers], centers, labels[numbers].long(), sums, counts, sample_weight=weights_of)
+
+
+lloyd_rows = partial(lloyd, pass_over=streamed_step, repair=streamed_repair)
+"""Lloyd's algorithm over :class:`StreamedRows`."""
+
+
+def _new_labels(x: StreamedRows) -> Tensor:
+    """Room for a label a row; a MemoryError of NumPy's, which says how many bytes, where there is none."""
+    if x.device.type == "cpu":
+        return torch.from_numpy(np.empty(len(x), np.int32))
+    return torch.empty(len(x), dtype=torch.int32, device=x.device)
