@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm import tqdm
 
 from fastdc._input import give_back, read_count, read_points, read_sample_weight, read_seed
 from fastdc.cluster._centers import CenterModel
 from fastdc.cluster.lloyd import Record, Solution, lloyd
-from fastdc.cluster.streaming import StreamedRows, lloyd_rows, streamed_step
+from fastdc.cluster.streaming import StreamedRows, lloyd_rows, read_rows, streamed_step
 from fastdc.data import RowSource
 from fastdc.kernels.kmeans import center_update, kmeans_plusplus, kmeans_step, nearest_center
 
@@ -161,6 +161,7 @@ class KMeans(CenterModel):
             raise ValueError(f"tol must be 0 or above, got {self.tol}")
         x = self._prepared(read_points(X, self, reset=True, device=self.device, check_finite=self.check_finite))
         x = self._read_rows(X, reset=True)
+        x = read_rows(X, self, reset=True)
         run_lloyd = lloyd_rows if isinstance(x, StreamedRows) else lloyd
         read_count(n_clusters, "n_clusters", high=len(x), high_name="n_samples")
         weight = read_sample_weight(sample_weight, x)
@@ -222,17 +223,10 @@ class KMeans(CenterModel):
         step = streamed_step if isinstance(x, StreamedRows) else kmeans_step
         return -float(step(x, centers, sample_weight=weight, backend=self.backend).inertia)
 
-    def _read_rows(self, X: Any, *, reset: bool = False) -> Any:
-        """A tensor of the rows, or the rows as they are streamed."""
-        if not isinstance(X, RowSource):
-            return read_points(X, self, reset=reset, device=self.device, check_finite=self.check_finite)
-        validate_data(self, X, reset=reset, skip_check_array=True)
-        return StreamedRows(X, self.device, check_finite=self.check_finite)
-
     def _read(self, X: Any) -> tuple[Any, Tensor]:
         """Rows like those of fit, and the centers beside them."""
         check_is_fitted(self)
-        x = self._read_rows(X)
+        x = read_rows(X, self)
         return x, torch.as_tensor(self.cluster_centers_, device=x.device)
 
     def _n_runs(self) -> int:

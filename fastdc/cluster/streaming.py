@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from fastdc._input import choose_device, require_finite
+from fastdc._input import choose_device, read_points, require_finite
 from fastdc.cluster.lloyd import lloyd
 from fastdc.data import Chunk, RowSource, TensorRows, iter_chunks
 from fastdc.kernels.kmeans import KMeansStep, kmeans_step, nearest_center, repair_empty
@@ -52,11 +53,11 @@ class StreamedRows:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def blocks(self) -> closing[Generator[Chunk]]:
+    def blocks(self) -> closing[Generator[Chunk, None, None]]:
         """Chunks of a block each; leaving the ``with`` block ends the thread that reads them."""
         return closing(self._blocks())
 
-    def _blocks(self) -> Generator[Chunk]:
+    def _blocks(self) -> Generator[Chunk, None, None]:
         for chunk in iter_chunks(self.source, self.block, device=self.device):
             if not self._is_checked:
                 require_finite(chunk.x, first_row=chunk.start)
@@ -110,6 +111,14 @@ class StreamedRows:
             for start, x in blocks:
                 labels[start : start + len(x)] = nearest_center(x, centers, backend=backend).labels
         return labels
+
+
+def read_rows(X: Any, estimator: Any, *, reset: bool = False) -> Any:
+    """What an estimator computes on: a tensor of the rows of ``X``, or those of a row source, streamed."""
+    if not isinstance(X, RowSource):
+        return read_points(X, estimator, reset=reset, device=estimator.device, check_finite=estimator.check_finite)
+    validate_data(estimator, X, reset=reset, skip_check_array=True)
+    return StreamedRows(X, estimator.device, check_finite=estimator.check_finite)
 
 
 def streamed_step(
