@@ -100,6 +100,11 @@ def _sampled_peak(function: Callable[[], Any]) -> tuple[int, Any]:
     return max(peak, _kilobytes(_STATUS, "VmRSS")), value
 
 
+def status_bytes(name: str) -> int:
+    """A figure of this process, such as "RssAnon", in bytes."""
+    return _kilobytes(_STATUS, name)
+
+
 def _kilobytes(path: Path, name: str) -> int:
     """A figure of a file under /proc, in bytes."""
     match = re.search(rf"^{name}:\s+(\d+) kB", path.read_text(), re.MULTILINE)

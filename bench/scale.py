@@ -1,0 +1,173 @@
+"""K-means over a file against the array in memory: ``python -m bench.scale --n 10000000 --k 1000 --d 64``.
+
+Writes random points to a file, and clusters it through a row source and, loaded whole, as an array: the same
+centers to start from, the same number of iterations. A row of ``bench/results/scale.jsonl`` holds the seconds of
+both (best of the repeats, taken in turn), what share of the array's speed the row source reaches, whether the
+labels are equal, and the memory that the row source added at its peak: anonymous pages, since those of a mapped
+file can be dropped at any time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench._environment import ROOT, available_cores, code_state, device_name, versions
+from bench._memory import status_bytes
+from fastdc import KMeans
+from fastdc.data import open_rows
+
+PIECE = 100_000  # rows that are made at a time
+
+
+def points(n: int, d: int, k: int) -> Iterator[np.ndarray]:
+    """Float32 points around k centers, a piece at a time."""
+    random = np.random.default_rng(0)
+    centers = random.standard_normal((k, d), dtype=np.float32) * 2
+    for start in range(0, n, PIECE):
+        rows = min(PIECE, n - start)
+        yield centers[random.integers(k, size=rows)] + random.standard_normal((rows, d), dtype=np.float32)
+
+
+def write_npy(path: Path, n: int, d: int, k: int) -> None:
+    file = np.lib.format.open_memmap(path, "w+", np.float32, (n, d))
+    for i, piece in enumerate(points(n, d, k)):
+        file[i * PIECE : i * PIECE + len(piece)] = piece
+
+
+def write_parquet(path: Path, n: int, d: int, k: int) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    schema = pyarrow.schema([("x", pyarrow.list_(pyarrow.float32(), d))])
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="none", use_dictionary=False) as file:
+        for piece in points(n, d, k):
+            rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(piece.ravel()), d)
+            file.write_table(pyarrow.table({"x": rows}, schema))
+
+
+def write_zarr(path: Path, n: int, d: int, k: int) -> None:
+    import zarr
+
+    array = zarr.create_array(path, shape=(n, d), chunks=(PIECE // 10, d), dtype="float32", compressors=None)
+    for i, piece in enumerate(points(n, d, k)):
+        array[i * PIECE : i * PIECE + len(piece)] = piece
+
+
+def write_hdf5(path: Path, n: int, d: int, k: int) -> None:
+    import h5py
+
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("x", (n, d), np.float32)
+        for i, piece in enumerate(points(n, d, k)):
+            dataset[i * PIECE : i * PIECE + len(piece)] = piece
+
+
+WRITERS: dict[str, Callable[[Path, int, int, int], None]] = {
+    "npy": write_npy,
+    "parquet": write_parquet,
+    "zarr": write_zarr,
+    "h5": write_hdf5,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and append a row for each kind of file."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    for kind in options.kinds:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            path = Path(folder) / f"x.{kind}"
+            WRITERS[kind](path, options.n, options.d, options.k)
+            row = _measure(path, options)
+        with options.out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        print(
+            f"{kind} {row['shape']}: {row['streamed_seconds']:.1f} s, in memory {row['in_memory_seconds']:.1f} s, "
+            f"{row['share_of_speed']:.0%} of its speed; {row['peak_anonymous_bytes'] / 1e6:.0f} MB more at the peak; "
+            f"{row['different_labels']} labels differ"
+        )
+
+
+def _measure(path: Path, options: argparse.Namespace) -> dict[str, Any]:
+    source = open_rows(path)
+    start = source.take(np.linspace(0, options.n - 1, options.k).astype(np.int64))
+    model = KMeans(options.k, init=start, max_iter=options.iterations, tol=0, check_finite=False, device="cpu")
+    KMeans(**model.get_params()).fit(source.take(np.arange(max(2 * options.k, 1000))))  # compiles
+    with _peak_anonymous() as peak:
+        streamed = KMeans(**model.get_params()).fit(source)
+    x = np.array(source)
+    seconds: dict[str, list[float]] = {"streamed": [], "in_memory": []}
+    for _ in range(options.repeats):
+        for side, rows in (("streamed", source), ("in_memory", x)):
+            begin = time.perf_counter()
+            fitted = KMeans(**model.get_params()).fit(rows)
+            seconds[side].append(time.perf_counter() - begin)
+    return {
+        "kind": "scale",
+        "shape": {"n": options.n, "k": options.k, "d": options.d},
+        "file": path.suffix[1:],
+        "iterations": fitted.n_iter_,
+        **{f"{side}_seconds": min(times) for side, times in seconds.items()},
+        "share_of_speed": min(seconds["in_memory"]) / min(seconds["streamed"]),
+        "peak_anonymous_bytes": peak[0],
+        "data_bytes": x.nbytes,
+        "different_labels": int((streamed.labels_ != fitted.labels_).sum()),
+        "inertia_ratio": streamed.inertia_ / fitted.inertia_,
+        "repeats": options.repeats,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device_name": device_name("cpu"),
+        "cores": available_cores(),
+        "threads": options.threads,
+        "versions": versions("cpu"),
+        **code_state(),
+    }
+
+
+@contextmanager
+def _peak_anonymous() -> Iterator[list[int]]:
+    """A list that holds, after the block, the most bytes of anonymous memory that the block added; looks often."""
+    before = status_bytes("RssAnon")
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(2e-3):
+            peak[0] = max(peak[0], status_bytes("RssAnon") - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m bench.scale", description="K-means over a file.")
+    add = parser.add_argument
+    add("--n", type=int, default=2_000_000)
+    add("--k", type=int, default=256)
+    add("--d", type=int, default=64)
+    add("--iterations", type=int, default=5)
+    add("--kinds", nargs="+", choices=tuple(WRITERS), default=["npy"])
+    add("--repeats", type=int, default=2)
+    add("--threads", type=int, default=2)
+    add("--folder", type=Path, help="where the file is written for the time; default: the system's")
+    add("--out", type=Path, default=ROOT / "bench" / "results" / "scale.jsonl")
+    return parser
+
+
+if __name__ == "__main__":
+    main()
