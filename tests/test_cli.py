@@ -6,8 +6,12 @@ import hashlib
 import json
 import os
 
+import h5py
 import numpy as np
+import pyarrow
+import pyarrow.parquet as pq
 import pytest
+import zarr
 
 from fastdc import cli
 from fastdc.data import load_points
@@ -60,6 +64,23 @@ def test_cluster_finds_the_blobs_in_every_format(folder, blobs, capsys, file):
     assert report["n_features"] == 3
     assert report["cluster_sizes"] == {"smallest": 20, "median": 20, "largest": 20, "empty": 0}
     assert report["inertia"] == pytest.approx(np.var(blobs[0].reshape(3, 20, 3), axis=1).sum() * 20, rel=1e-3)
+
+
+def test_cluster_reads_stores_and_shards(folder, blobs, capsys):
+    x = blobs[0].astype(np.float32)
+    pq.write_table(pyarrow.table({"a": x[:, 0], "name": ["?"] * 60, "b": x[:, 1]}), "points.parquet")
+    zarr.create_array("points.zarr", data=x)
+    with h5py.File("points.h5", "w") as file:
+        file["x"], file["y"] = x, blobs[1]
+    (folder / "shards").mkdir()
+    np.save("shards/a.npy", x[:35])
+    np.save("shards/b.npy", x[35:])
+    for arguments in (["points.parquet", "--columns", "a,b"], ["points.zarr"], ["points.h5:x"], ["shards"]):
+        assert cli.main(["cluster", *arguments, "--k", "3", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["n_samples"] == 60
+        assert same_partition(np.load("labels.npy"), blobs[1])
+    assert "points.h5: holds several arrays; its keys are x, y" in fails(capsys, "cluster", "points.h5", "--k", "3")
+    assert "column 'name' holds" in fails(capsys, "cluster", "points.parquet", "--k", "3")
 
 
 @pytest.mark.parametrize("method", ["dec", "idec"])
@@ -120,7 +141,7 @@ def test_T23_T24_other_number_types(folder, blobs, dtype):
     ("arguments", "fragment"),
     [
         (["no.npy", "--k", "3"], "no.npy: no such file"),
-        ([".", "--k", "3"], "this is a folder"),
+        ([".", "--k", "3"], "shards must be of one kind, these are"),
         (["points.parquet", "--k", "3"], "no such file"),
         (["points.npy", "--k", "0"], "--k must be at least 1, got 0"),
         (["points.npy", "--k", "-2"], "--k must be at least 1, got -2"),
