@@ -113,6 +113,8 @@ class _Columns:
         if missing:
             raise ValueError(f"{path}: no column {missing[0]!r}; the columns are {', '.join(schema.names)}")
         self.names = list(schema.names if columns is None else columns)
+        if not self.names:
+            raise ValueError(f"{path}: no columns chosen; the columns are {', '.join(schema.names)}")
         types = [schema.field(name).type for name in self.names]
         self.is_list = len(types) == 1 and _is_list(types[0])
         if self.is_list:
@@ -133,8 +135,8 @@ class _Columns:
 
     def write(self, batch: Any, row: int, out: np.ndarray) -> None:
         """The batch into ``out``; ``row`` is its first in the file."""
-        for i, name in enumerate(self.names):
-            column = batch.column(i)
+        for i, name in enumerate(self.names):  # of a batch, columns are in the order of the file
+            column = batch.column(name)
             entries = column.flatten() if self.is_list else column
             if column.null_count or entries.null_count:
                 raise ValueError(f"column {name!r} has nulls in rows {row} to {row + len(column)}; fill or drop them")
