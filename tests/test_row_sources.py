@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+import signal
 import threading
+import time
 import traceback
 from contextlib import closing
 
@@ -503,6 +506,21 @@ def test_an_abandoned_iterator_leaves_no_thread(taken):
 def test_T49_interrupt_while_reading():
     with pytest.raises(KeyboardInterrupt):
         list(iter_chunks(Failing(10, KeyboardInterrupt()), 10))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_T49_ctrl_c_while_waiting_for_rows():
+    class Slow(Failing):
+        def read(self, start, stop, out):
+            super().read(start, stop, out)
+            if start == 20:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.2)
+
+    source = Slow(101, ValueError())
+    with pytest.raises(KeyboardInterrupt):
+        list(iter_chunks(source, 10))
+    assert source.read_to < 100
 
 
 def test_T49_interrupt_at_work_leaves_no_thread():
