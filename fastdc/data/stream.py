@@ -5,7 +5,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -68,7 +69,7 @@ def iter_chunks(source: RowSource, rows: int, *, device: torch.device | str = "c
         return _seen(source, bounds)
     if device.type == "cuda":
         return _copied(source, bounds, device)
-    return (Chunk(start, x) for start, x, _ in _read_ahead(source, bounds, pinned=False))
+    return _read_ahead(source, bounds, pinned=False)
 
 
 def _lies_on(rows: np.ndarray | Tensor | None, device: torch.device) -> bool:
@@ -93,20 +94,21 @@ def _copied(source: RowSource, bounds: _Bounds, device: torch.device) -> Iterato
     """Chunks on a GPU: copied by a stream of its own, at most two of them waiting for the kernels."""
     copies = torch.cuda.Stream(device)
     at_work: deque[torch.cuda.Event] = deque()
-    for start, x, _ in _read_ahead(source, bounds, pinned=True):
-        if len(at_work) == 2:
-            at_work.popleft().synchronize()
-        with torch.cuda.stream(copies):
-            chunk = x.to(device, non_blocking=True)
-        kernels = torch.cuda.current_stream(device)
-        kernels.wait_stream(copies)
-        chunk.record_stream(kernels)
-        yield Chunk(start, chunk)
-        at_work.append(kernels.record_event())
-        copies.synchronize()  # the buffer is filled again
+    with closing(_read_ahead(source, bounds, pinned=True)) as chunks:
+        for start, x in chunks:
+            if len(at_work) == 2:
+                at_work.popleft().synchronize()
+            with torch.cuda.stream(copies):
+                chunk = x.to(device, non_blocking=True)
+            kernels = torch.cuda.current_stream(device)
+            kernels.wait_stream(copies)
+            chunk.record_stream(kernels)
+            yield Chunk(start, chunk)
+            at_work.append(kernels.record_event())
+            copies.synchronize()  # the buffer is filled again
 
 
-def _read_ahead(source: RowSource, bounds: _Bounds, *, pinned: bool) -> Iterator[_Filled]:
+def _read_ahead(source: RowSource, bounds: _Bounds, *, pinned: bool) -> Generator[Chunk, None, None]:
     """What a thread reads. A buffer is filled again when the next chunk is asked for."""
     shape = bounds[0][1], source.shape[1]
     dtype = torch.float64 if source.dtype == np.float64 else torch.float32
@@ -124,8 +126,9 @@ def _read_ahead(source: RowSource, bounds: _Bounds, *, pinned: bool) -> Iterator
             found = full.get()
             if isinstance(found, BaseException):
                 raise found
-            yield found
-            free.put(found[2])
+            start, x, buffer = found
+            yield Chunk(start, x)
+            free.put(buffer)
     finally:
         del found  # an error and this frame would keep each other, and the buffers, alive
         left.set()
