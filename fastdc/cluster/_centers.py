@@ -12,6 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from fastdc._input import give_back, read_count, read_points, read_sample_weight
+from fastdc.cluster.streaming import StreamedRows, read_rows, streamed_step
+from fastdc.data import RowSource
 from fastdc.kernels.kmeans import kmeans_parallel, kmeans_plusplus, kmeans_step, nearest_center
 from fastdc.persistence import Saveable
 
@@ -32,12 +34,14 @@ class CenterModel(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, C
     def predict(self, X: Any) -> Any:
         """Nearest center of each row of ``X``, int32."""
         x, centers = self._read(X)
+        if isinstance(x, StreamedRows):
+            return give_back(x.labels(centers, self.backend), X)
         labels = self._settled(x, nearest_center(x, centers, backend=self.backend).labels)
         return give_back(labels.to(torch.int32), X)
 
     def transform(self, X: Any) -> Any:
         """Distance of each row of ``X`` to each center, of shape (n_samples, n_clusters)."""
-        x, centers = self._read(X)
+        x, centers = self._read(np.asarray(X) if isinstance(X, RowSource) else X)
         dtype = torch.promote_types(x.dtype, centers.dtype)
         mode = "donot_use_mm_for_euclid_dist"  # differences: a product would cancel
         return give_back(torch.cdist(x.to(dtype), centers.to(dtype), compute_mode=mode).to(x.dtype), X)
@@ -46,9 +50,10 @@ class CenterModel(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, C
         """The negative inertia of ``X``: the higher the better the centers fit."""
         x, centers = self._read(X)
         weight = read_sample_weight(sample_weight, x)
-        return -float(kmeans_step(x, centers, sample_weight=weight, backend=self.backend).inertia)
+        step = streamed_step if isinstance(x, StreamedRows) else kmeans_step
+        return -float(step(x, centers, sample_weight=weight, backend=self.backend).inertia)
 
-    def _prepared(self, x: Tensor) -> Tensor:
+    def _prepared(self, x: Any) -> Any:
         """Rows as the model sees them."""
         return x
 
@@ -56,10 +61,14 @@ class CenterModel(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, C
         """Labels as users see them."""
         return labels
 
-    def _read(self, X: Any) -> tuple[Tensor, Tensor]:
+    def _rows(self, X: Any, reset: bool = False) -> Any:
+        """A tensor of the rows of ``X``, or those of a row source, streamed."""
+        return self._prepared(read_rows(X, self, reset=reset))
+
+    def _read(self, X: Any) -> tuple[Any, Tensor]:
         """Rows like those of fit, and the centers beside them."""
         check_is_fitted(self)
-        x = self._prepared(read_points(X, self, device=self.device, check_finite=self.check_finite))
+        x = self._rows(X)
         return x, torch.as_tensor(self.cluster_centers_, device=x.device)
 
     def _n_runs(self) -> int:
@@ -77,7 +86,7 @@ class CenterModel(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, C
             return RANDOM_RESTARTS if self.init == "random" else 1
         return read_count(self.n_init, "n_init")
 
-    def _start(self, x: Tensor, weight: Tensor | None, n_clusters: int, random: np.random.Generator) -> Tensor:
+    def _start(self, x: Any, weight: Tensor | None, n_clusters: int, random: np.random.Generator) -> Tensor:
         """Centers to begin a run with."""
         if not isinstance(self.init, str):
             centers = read_points(self.init, dtype=x.dtype, device=x.device)
@@ -90,6 +99,8 @@ class CenterModel(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, C
         if self.init in ("k-means++", "k-means||"):
             choose_rows = kmeans_plusplus if self.init == "k-means++" else kmeans_parallel
             seed = int(random.integers(2**31 - 1))
+            if isinstance(x, StreamedRows):
+                x, weight = x.sample(n_clusters, weight, seed)
             return choose_rows(x, n_clusters, sample_weight=weight, random_state=seed, backend=self.backend).centers
         if self.init == "random":
             chance = None if weight is None else weight.double().cpu().numpy()

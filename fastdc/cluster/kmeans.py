@@ -10,18 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 from tqdm import tqdm
 
-from fastdc._input import give_back, read_count, read_points, read_sample_weight, read_seed
+from fastdc._input import give_back, read_count, read_sample_weight, read_seed
 from fastdc.cluster._centers import CenterModel
 from fastdc.cluster.lloyd import Record, Solution, lloyd
-from fastdc.cluster.streaming import StreamedRows, lloyd_rows, read_rows, streamed_step
-from fastdc.data import RowSource
-from fastdc.kernels.kmeans import center_update, kmeans_plusplus, kmeans_step, nearest_center
-
-RANDOM_RESTARTS = 10  # of init="random"; k-means++ starts well enough to run once
+from fastdc.cluster.streaming import StreamedRows, lloyd_rows
+from fastdc.kernels.kmeans import center_update
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -80,9 +76,8 @@ class KMeans(CenterModel):
     Arrays come back as NumPy arrays, tensors as tensors on the device of the input.
     Results are the same bits for any number of threads, and from run to run on a GPU.
     Memory: beside X the labels, for k-means++ a distance for each row, and for bounds 4 bytes a row and group of
-    centers, of which there are at most 64; never n_samples x n_clusters.
-    Memory: beside X the labels, and for k-means++ a distance for each row; never n_samples x n_clusters. Of a row
-    source four blocks of at most 64 MB; k-means++ then starts from a block's number of rows drawn by chance.
+    centers, of which there are at most 64; never n_samples x n_clusters. Of a row source four blocks of at most
+    64 MB; its passes keep no bounds, and k-means++ starts from a block's number of rows drawn by chance.
 
     References
     ----------
@@ -159,9 +154,7 @@ class KMeans(CenterModel):
         max_iter = read_count(self.max_iter, "max_iter")
         if not self.tol >= 0:
             raise ValueError(f"tol must be 0 or above, got {self.tol}")
-        x = self._prepared(read_points(X, self, reset=True, device=self.device, check_finite=self.check_finite))
-        x = self._read_rows(X, reset=True)
-        x = read_rows(X, self, reset=True)
+        x = self._rows(X, reset=True)
         run_lloyd = lloyd_rows if isinstance(x, StreamedRows) else lloyd
         read_count(n_clusters, "n_clusters", high=len(x), high_name="n_samples")
         weight = read_sample_weight(sample_weight, x)
@@ -173,7 +166,7 @@ class KMeans(CenterModel):
             centers = self._start(x, weight, n_clusters, random)
             with tqdm(total=max_iter, desc=f"k-means {run}/{n_runs}", disable=not self.verbose) as bar:
                 report = _Report(run, bar, self.callbacks or (), raises=self.check_finite)
-                found = lloyd(
+                found = run_lloyd(
                     x,
                     centers,
                     weight,
@@ -184,7 +177,6 @@ class KMeans(CenterModel):
                     update=self._updated,
                     report=report,
                 )
-                found = run_lloyd(x, centers, weight, max_iter=max_iter, tol=tol, backend=self.backend, report=report)
             if best is None or found.inertia < best.inertia:
                 best = found
         assert best is not None, "there is at least one run"
@@ -201,79 +193,6 @@ class KMeans(CenterModel):
         self.inertia_ = best.inertia
         self.n_iter_ = len(best.history)
         self.history_ = best.history
-
-    def predict(self, X: Any) -> Any:
-        """Nearest center of each row of ``X``, int32."""
-        x, centers = self._read(X)
-        if isinstance(x, StreamedRows):
-            return give_back(x.labels(centers, self.backend), X)
-        return give_back(nearest_center(x, centers, backend=self.backend).labels.to(torch.int32), X)
-
-    def transform(self, X: Any) -> Any:
-        """Distance of each row of ``X`` to each center, of shape (n_samples, n_clusters)."""
-        x, centers = self._read(np.asarray(X) if isinstance(X, RowSource) else X)
-        dtype = torch.promote_types(x.dtype, centers.dtype)
-        mode = "donot_use_mm_for_euclid_dist"  # differences: a product would cancel
-        return give_back(torch.cdist(x.to(dtype), centers.to(dtype), compute_mode=mode).to(x.dtype), X)
-
-    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
-        """The negative inertia of ``X``: the higher the better the centers fit."""
-        x, centers = self._read(X)
-        weight = read_sample_weight(sample_weight, x)
-        step = streamed_step if isinstance(x, StreamedRows) else kmeans_step
-        return -float(step(x, centers, sample_weight=weight, backend=self.backend).inertia)
-
-    def _read(self, X: Any) -> tuple[Any, Tensor]:
-        """Rows like those of fit, and the centers beside them."""
-        check_is_fitted(self)
-        x = read_rows(X, self)
-        return x, torch.as_tensor(self.cluster_centers_, device=x.device)
-
-    def _n_runs(self) -> int:
-        if not isinstance(self.init, str):
-            if self.n_init not in ("auto", 1):
-                warnings.warn(
-                    f"init gives the centers to start from, so there is one run, not n_init={self.n_init}",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
-            return 1
-        if isinstance(self.n_init, str):
-            if self.n_init != "auto":
-                raise ValueError(f"n_init must be 'auto' or an integer, got {self.n_init!r}")
-            return RANDOM_RESTARTS if self.init == "random" else 1
-        return read_count(self.n_init, "n_init")
-
-    def _start(self, x: Any, weight: Tensor | None, n_clusters: int, random: np.random.Generator) -> Tensor:
-        """Centers to begin a run with."""
-        if not isinstance(self.init, str):
-            centers = read_points(self.init, dtype=x.dtype, device=x.device)
-            if centers.shape != (n_clusters, x.shape[1]):
-                raise ValueError(
-                    f"init has shape {tuple(centers.shape)}, wanted are (n_clusters, n_features) = "
-                    f"{(n_clusters, x.shape[1])}"
-                )
-            return centers
-        if self.init == "k-means++":
-            seed = int(random.integers(2**31 - 1))
-            if isinstance(x, StreamedRows):
-                x, weight = x.sample(n_clusters, weight, seed)
-            return kmeans_plusplus(x, n_clusters, sample_weight=weight, random_state=seed, backend=self.backend).centers
-        if self.init == "random":
-            chance = None if weight is None else weight.double().cpu().numpy()
-            if chance is not None and np.count_nonzero(chance) < n_clusters:
-                raise ValueError(
-                    f"n_clusters={n_clusters} must be at most {np.count_nonzero(chance)}, the samples of positive "
-                    "weight, with init='random'"
-                )
-            chance = None if chance is None else chance / chance.sum()
-            rows = random.choice(len(x), n_clusters, replace=False, p=chance)
-            return x[torch.from_numpy(rows).to(x.device)]
-        raise ValueError(f"init must be 'k-means++', 'random' or an array of centers, got {self.init!r}")
-
-    @property
-    def _n_features_out(self) -> int:
-        return self.cluster_centers_.shape[0]
 
 
 class _Report:

@@ -33,7 +33,7 @@ def lloyd(
     algorithm: str = "auto",
     update: Callable[[Tensor, Tensor, Tensor], Tensor] = center_update,
     report: Callable[[Record], bool] = lambda record: False,
-    pass_over: Callable[..., KMeansStep] = kmeans_step,
+    begin: Callable[..., Callable[[Tensor, Tensor | None], KMeansStep]] = LloydSteps,
     repair: Callable[..., tuple[Tensor, Tensor]] = repair_empty,
 ) -> Solution:
     """Alternate nearest centers and means from ``centers`` on.
@@ -53,8 +53,8 @@ def lloyd(
         New centers from sums, counts and the centers before.
     report : callable
         Given each iteration's record; True ends the run.
-    pass_over, repair : callables
-        What does the work of ``kmeans_step`` and ``repair_empty``, where x is something else than a tensor.
+    begin, repair : callables
+        What does the work of ``LloydSteps`` and ``repair_empty``, where x is something else than a tensor.
 
     Notes
     -----
@@ -63,18 +63,15 @@ def lloyd(
     """
     history: list[Record] = []
     labels: Tensor | None = None
-    steps = LloydSteps(x, sample_weight, algorithm, backend)
+    steps = begin(x, sample_weight, algorithm, backend)
     for iteration in range(1, max_iter + 1):
         step = steps(centers, labels)
-        step = pass_over(x, centers, sample_weight=sample_weight, previous_labels=labels, backend=backend)
         labels = step.labels
         updated = update(step.sums, step.counts, centers)
         inertia, n_changed, n_empty, n_unlabeled, shift = _on_host(step, centers, updated)
         if n_empty:
-            repaired = repair_empty(x, centers, labels, step.sums, step.counts, sample_weight=sample_weight)
-            updated = update(*repaired, centers)
             repaired = repair(x, centers, labels, step.sums, step.counts, sample_weight=sample_weight)
-            updated = center_update(*repaired, centers)
+            updated = update(*repaired, centers)
             shift = float((updated - centers).double().square().sum())
         history.append(
             {
@@ -93,7 +90,6 @@ def lloyd(
         if stop or shift <= tol:
             break
     final = steps(centers, labels)
-    final = pass_over(x, centers, sample_weight=sample_weight, backend=backend)
     return Solution(centers, final.labels, float(final.inertia), history)
 
 

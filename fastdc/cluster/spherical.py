@@ -52,8 +52,13 @@ class SphericalKMeans(KMeans):
         x, centers = self._read(X)
         return give_back((1.0 - x @ centers.to(x.dtype).T).clamp(0.0, 2.0), X)
 
-    def _prepared(self, x: Tensor) -> Tensor:
+    def _prepared(self, x: Any) -> Any:
         """Rows of length one; rows of zeros stay."""
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                "SphericalKMeans reads arrays and tensors, not row sources; KMeans over rows that were scaled to "
+                "length one when they were saved gives the same clusters"
+            )
         largest = x.abs().amax(dim=1, keepdim=True)  # first, so that squares neither overflow nor vanish
         scaled = torch.where(largest > 0, x / torch.where(largest > 0, largest, 1.0), x)
         return torch.nn.functional.normalize(scaled, dim=1)

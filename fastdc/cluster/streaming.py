@@ -7,7 +7,7 @@ block, the bits of the array in memory.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -177,7 +177,18 @@ def streamed_repair(
     return repair_empty(x[numbers], centers, labels[numbers].long(), sums, counts, sample_weight=weights_of)
 
 
-lloyd_rows = partial(lloyd, pass_over=streamed_step, repair=streamed_repair)
+def streamed_steps(
+    x: StreamedRows, sample_weight: Tensor | None, algorithm: str, backend: str | None
+) -> Callable[[Tensor, Tensor | None], KMeansStep]:
+    """The passes of a run, given centers and the labels before; no bounds are kept, whatever the algorithm."""
+
+    def step(centers: Tensor, previous_labels: Tensor | None) -> KMeansStep:
+        return streamed_step(x, centers, sample_weight=sample_weight, previous_labels=previous_labels, backend=backend)
+
+    return step
+
+
+lloyd_rows = partial(lloyd, begin=streamed_steps, repair=streamed_repair)
 """Lloyd's algorithm over :class:`StreamedRows`."""
 
 
