@@ -48,7 +48,7 @@ def cross_compile(
     constants : mapping of each constexpr argument to its value; arguments that are 1 belong here too
     chip : {"sm_80", "sm_90", "sm_100", "gfx942"}
     aligned : names of the pointers and integers that are multiples of 16, which the compiler makes use of
-    **options : num_warps, num_stages
+    **options : num_warps, num_stages, maxnreg
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -57,6 +57,8 @@ def cross_compile(
     signature = {name: "constexpr" if name in constants else types[name] for name in kernel.arg_names}
     places = [i for i, name in enumerate(kernel.arg_names) if name in aligned and name not in constants]
     attributes = {(i,): [["tt.divisibility", 16]] for i in places}
+    if chip.startswith("gfx"):
+        options.pop("maxnreg", None)  # an option of NVIDIA's assembler
     source = ASTSource(kernel, signature=signature, constexprs=dict(constants), attrs=attributes)
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[chip]), options=options)
     if chip.startswith("gfx"):

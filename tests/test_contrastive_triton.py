@@ -16,7 +16,7 @@ pytest.importorskip("triton")
 import triton.language as tl
 
 from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
-from fastdc.kernels._triton import Chip, launch, product_precision
+from fastdc.kernels._triton import ALL_REGISTERS, Chip, launch, product_precision
 from fastdc.kernels.contrastive import triton_tiles as tiles
 
 CASES = str(Path(__file__).with_name("contrastive_triton_cases.py"))
@@ -53,7 +53,7 @@ def build(name, chip, n_features=128, dtype="fp32", precision=None, aligned=True
         multiples = [a for a in types if a.endswith("_ptr")]
         if n_features % 16 == 0:
             multiples += ["D", "stride_xn", "stride_ym"]
-    options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
+    options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages, **ALL_REGISTERS}
     return cross_compile(kernel, types, fixed, chip, aligned=multiples, **options)
 
 

@@ -58,8 +58,7 @@ def build(kernel, constants, chip, dtype="fp32", rows="fp32", aligned=True):
         fixed |= {f"stride_{name}": 1 for name in ("xd", "md", "pd", "zd", "ud", "vd")}
     fixed = {argument: value for argument, value in fixed.items() if argument in kernel.arg_names}
     multiples = [argument for argument in kernel.arg_names if argument.endswith("_ptr")] if aligned else []
-    options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
-    options |= {} if chip == "gfx942" else ALL_REGISTERS
+    options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages, **ALL_REGISTERS}
     return cross_compile(kernel, types, fixed, chip, aligned=multiples, **options)
 
 

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
-from fastdc.kernels._triton import Chip, product_precision
+from fastdc.kernels._triton import ALL_REGISTERS, Chip, product_precision
 from fastdc.kernels.kmeans import triton_loss_tiles as tiles
 from fastdc.kernels.kmeans.triton_loss import soft_launch
 
@@ -44,7 +44,7 @@ def build(name, chip, size, dtype="fp32", point_dtype="fp32", precision=None):
     aligned = [a for a in types if a.endswith("_ptr")]
     if size[1] % 16 == 0:
         aligned += ["D", "stride_xn", "stride_ck"]
-    options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
+    options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages, **ALL_REGISTERS}
     compiled = cross_compile(kernel, types, fixed, chip, aligned=aligned, **options)
     assert compiled.spills == 0
     assert compiled.shared_bytes <= SHARED_BYTES[chip]

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("triton")
 
 from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._triton import ALL_REGISTERS
 
 CASES = str(Path(__file__).with_name("kmeans_triton_cases.py"))
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", CASES)
@@ -54,6 +55,7 @@ def test_nearest_center_fits_every_chip(chip, rows, work, precision, d):
         constants,
         num_warps=choice.num_warps,
         num_stages=choice.num_stages,
+        **ALL_REGISTERS,
     )
     assert compiled.uses_matrix_units or precision == "ieee"
 

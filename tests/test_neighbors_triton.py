@@ -39,7 +39,7 @@ def build(kernel, chip, types, fixed, choice):
     """One kernel as a call would build it."""
     fixed = {**fixed, "BLOCK_M": choice.block_m, "BLOCK_N": choice.block_n, "BLOCK_D": choice.block_d}
     pointers = [name for name in types if name.endswith("_ptr")]
-    options = {"num_warps": choice.num_warps, "num_stages": 1} | ({} if chip == "gfx942" else ALL_REGISTERS)
+    options = {"num_warps": choice.num_warps, "num_stages": 1, **ALL_REGISTERS}
     compiled = cross_compile(kernel, {**SIZES, **types}, fixed, chip, aligned=pointers, **options)
     assert compiled.spills == 0
     assert compiled.shared_bytes <= SHARED_BYTES[chip]

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 import triton.language as tl
 
 from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
-from fastdc.kernels._triton import Chip, launch
+from fastdc.kernels._triton import ALL_REGISTERS, Chip, launch
 from fastdc.kernels.pairwise import triton_loss_tiles, triton_tiles
 
 CASES = str(Path(__file__).with_name("pairwise_triton_cases.py"))
@@ -59,7 +59,14 @@ def build(name, chip, precision=None, x="fp32", aligned=True):
         fixed |= {stride: 1 for stride in ("stride_xd", "stride_cd") if stride in types}
         multiples = [a for a in types if a.endswith("_ptr")] + [s for s in ("stride_xn", "stride_ck") if s in types]
     return cross_compile(
-        kernel, types, fixed, chip, aligned=multiples, num_warps=choice.num_warps, num_stages=choice.num_stages
+        kernel,
+        types,
+        fixed,
+        chip,
+        aligned=multiples,
+        num_warps=choice.num_warps,
+        num_stages=choice.num_stages,
+        **ALL_REGISTERS,
     )
 
 

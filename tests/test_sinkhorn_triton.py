@@ -45,7 +45,7 @@ def build(name, chip, k=3000, scores="fp32", aligned=True):
     if aligned:
         fixed["stride_sk"] = 1
         multiples = [a for a in types if a.endswith("_ptr")] + ["stride_sn"]
-    options = {"num_warps": NUM_WARPS, "num_stages": 1} | ({} if chip == "gfx942" else ALL_REGISTERS)
+    options = {"num_warps": NUM_WARPS, "num_stages": 1, **ALL_REGISTERS}
     return cross_compile(kernel, types, fixed, chip, aligned=multiples, **options)
 
 

@@ -14,7 +14,7 @@ import torch
 pytest.importorskip("triton")
 
 from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
-from fastdc.kernels._triton import PARTIAL_BYTES, Chip, launch, product_precision, row_splits
+from fastdc.kernels._triton import ALL_REGISTERS, PARTIAL_BYTES, Chip, launch, product_precision, row_splits
 from fastdc.kernels.student_t import triton_tiles as tiles
 
 CASES = str(Path(__file__).with_name("student_t_triton_cases.py"))
@@ -63,7 +63,7 @@ def build(name, chip, size, precision, constants, dtype="fp32", point_dtype="fp3
         if size[1] % 16 == 0:
             multiples += ["D", "DT", "stride_xn", "stride_ck", "stride_tn", "stride_tk"]
     fixed = {argument: value for argument, value in fixed.items() if argument in kernel.arg_names}
-    options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages}
+    options = {"num_warps": choice.num_warps, "num_stages": choice.num_stages, **ALL_REGISTERS}
     return cross_compile(kernel, types, fixed, chip, aligned=multiples, **options)
 
 

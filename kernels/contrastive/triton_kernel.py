@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import Launch, chip_of, launch, product_precision, row_splits
+from fastdc.kernels._triton import ALL_REGISTERS, Launch, chip_of, launch, product_precision, row_splits
 from fastdc.kernels.contrastive import triton_tiles as tiles
 from fastdc.kernels.contrastive.sums import finish_sums
 
@@ -152,5 +152,5 @@ class _Job:
                 HAS_POSITIVES=self.positives is not None, HAS_SELF=self.has_self, TRANSPOSED=sides.transposed,
                 ACC=tl.float64 if self.dtype == torch.float64 else tl.float32, PRECISION=self.precision,
                 BLOCK_N=choice.block_n, BLOCK_M=choice.block_k, BLOCK_D=choice.block_d,
-                num_warps=choice.num_warps, num_stages=choice.num_stages,
+                num_warps=choice.num_warps, num_stages=choice.num_stages, **ALL_REGISTERS,
             )  # fmt: skip

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
+from fastdc.kernels._triton import ALL_REGISTERS
 from fastdc.kernels.kmeans import triton_tiles as tiles
 
 PIECE = 512  # sorted rows that one program sums
@@ -90,6 +91,7 @@ def nearest_center(x: Tensor, centers: Tensor, precision: str) -> tuple[Tensor, 
             IN_BF16=precision == "bf16",
             num_warps=choice.num_warps,
             num_stages=choice.num_stages,
+            **ALL_REGISTERS,
         )
         if precision not in REDUCED:
             tiles._decide_kernel[(triton.cdiv(n, 16),)](

@@ -14,7 +14,16 @@ import triton
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import Chip, Launch, chip_of, launch, product_precision, row_splits, shifted_centers
+from fastdc.kernels._triton import (
+    ALL_REGISTERS,
+    Chip,
+    Launch,
+    chip_of,
+    launch,
+    product_precision,
+    row_splits,
+    shifted_centers,
+)
 from fastdc.kernels.kmeans import triton_loss_tiles as tiles
 from fastdc.kernels.kmeans.triton_kernel import cluster_sums, nearest_center
 
@@ -101,6 +110,7 @@ class _Soft:
                 BLOCK_D=choice.block_d,
                 num_warps=choice.num_warps,
                 num_stages=choice.num_stages,
+                **ALL_REGISTERS,
             )
 
     def find_loss(self) -> Tensor:

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdc.kernels._precision import resolve_precision, working_dtype
-from fastdc.kernels._triton import Launch, chip_of, launch, product_precision, shifted_centers
+from fastdc.kernels._triton import ALL_REGISTERS, Launch, chip_of, launch, product_precision, shifted_centers
 from fastdc.kernels.pairwise import triton_tiles as tiles
 from fastdc.kernels.pairwise.reference import ROWS, own_spread
 
@@ -93,6 +93,7 @@ class Job:
                 BLOCK_D=choice.block_d,
                 num_warps=choice.num_warps,
                 num_stages=choice.num_stages,
+                **ALL_REGISTERS,
             )
 
 

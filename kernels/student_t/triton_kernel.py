@@ -14,7 +14,15 @@ import triton
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import Launch, chip_of, launch, product_precision, row_splits, shifted_centers
+from fastdc.kernels._triton import (
+    ALL_REGISTERS,
+    Launch,
+    chip_of,
+    launch,
+    product_precision,
+    row_splits,
+    shifted_centers,
+)
 from fastdc.kernels.student_t import triton_tiles as tiles
 
 
@@ -152,6 +160,7 @@ class _Job:
                 BLOCK_D=choice.block_d,
                 num_warps=choice.num_warps,
                 num_stages=choice.num_stages,
+                **ALL_REGISTERS,
             )
 
     def find_masses(
