@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-import signal
 import threading
-import time
-import traceback
-from contextlib import closing
 
 import h5py
 import numpy as np
@@ -21,117 +16,28 @@ import scipy.sparse
 import torch
 import zarr
 
-from fastdc.data import ConcatenatedRows, RowSource, as_row_source, iter_chunks, open_rows
+from fastdc.data import ConcatenatedRows, as_row_source, iter_chunks, open_rows
 from fastdc.data import sources as sources_module
-
-N, D = 103, 5
-
-
-def make_points(dtype=np.float32, n=N, seed=0):
-    x = np.random.default_rng(seed).normal(size=(n, D)) * 50
-    return x.astype(dtype)
-
-
-def list_table(x, is_fixed=True):
-    flat = pyarrow.array(x.ravel())
-    if is_fixed:
-        return pyarrow.table({"x": pyarrow.FixedSizeListArray.from_arrays(flat, x.shape[1])})
-    offsets = pyarrow.array(np.arange(0, x.size + 1, x.shape[1], dtype=np.int32))
-    return pyarrow.table({"x": pyarrow.ListArray.from_arrays(offsets, flat)})
-
-
-def column_table(x):
-    return pyarrow.table({f"c{i}": x[:, i] for i in range(x.shape[1])})
-
-
-def write_npy(folder, x):
-    np.save(folder / "x.npy", x)
-    return folder / "x.npy"
-
-
-def write_npz(folder, x):
-    np.savez(folder / "x.npz", other=np.arange(3), x=x)
-    return folder / "x.npz"
-
-
-def write_compressed_npz(folder, x):
-    np.savez_compressed(folder / "x.npz", x=x)
-    return folder / "x.npz"
-
-
-def write_csv(folder, x):
-    np.savetxt(folder / "x.csv", x, delimiter=",", fmt="%.18g")
-    return folder / "x.csv"
-
-
-def write_parquet(folder, x):
-    pyarrow.parquet.write_table(column_table(x), folder / "x.parquet", row_group_size=20)
-    return folder / "x.parquet"
-
-
-def write_parquet_of_lists(folder, x):
-    pyarrow.parquet.write_table(list_table(x, is_fixed=False), folder / "x.pq", row_group_size=33)
-    return folder / "x.pq"
-
-
-def write_parquet_of_fixed_lists(folder, x):
-    pyarrow.parquet.write_table(list_table(x), folder / "x.parquet", row_group_size=N)
-    return folder / "x.parquet"
-
-
-def write_arrow(folder, x):
-    table = list_table(x)
-    with pyarrow.ipc.new_file(folder / "x.arrow", table.schema) as file:
-        file.write_table(table, max_chunksize=17)
-    return folder / "x.arrow"
-
-
-def write_feather(folder, x):
-    pyarrow.feather.write_feather(column_table(x), folder / "x.feather", compression="lz4", chunksize=40)
-    return folder / "x.feather"
-
-
-def write_zarr(folder, x, zarr_format=3):
-    array = zarr.create_array(folder / "x.zarr", shape=x.shape, chunks=(10, 2), dtype=x.dtype, zarr_format=zarr_format)
-    array[:] = x
-    return folder / "x.zarr"
-
-
-def write_zarr_2(folder, x):
-    return write_zarr(folder, x, zarr_format=2)
-
-
-def write_hdf5(folder, x):
-    with h5py.File(folder / "x.h5", "w") as file:
-        file["inner/x"] = x
-        file.create_dataset("chunked", data=x, chunks=(7, D))
-    return f"{folder / 'x.h5'}:inner/x"
-
-
-def write_shards(folder, x):
-    (folder / "shards").mkdir()
-    for i, part in enumerate(np.array_split(x, [1, 40, 41, 80])):
-        np.save(folder / "shards" / f"part-{i}.npy", part)
-    (folder / "shards" / "_SUCCESS").touch()
-    return folder / "shards"
-
-
-def write_parquet_shards(folder, x):
-    for name, part in (("a", x[:50]), ("b", x[50:])):
-        pyarrow.parquet.write_table(column_table(part), folder / f"{name}.parquet")
-    return [folder / "a.parquet", folder / "b.parquet"]
-
-
-WRITERS = [
-    write_npy, write_npz, write_compressed_npz, write_csv, write_parquet, write_parquet_of_lists,
-    write_parquet_of_fixed_lists, write_arrow, write_feather, write_zarr, write_zarr_2, write_hdf5, write_shards,
+from tests.row_source_cases import (
+    WRITERS,
+    D,
+    N,
+    files,
+    make_points,
+    opened,
+    write_compressed_npz,
+    write_csv,
+    write_feather,
+    write_hdf5,
+    write_npy,
+    write_npz,
+    write_parquet,
+    write_parquet_of_fixed_lists,
     write_parquet_shards,
-]  # fmt: skip
-files = pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__.removeprefix("write_"))
-
-
-def opened(write, folder, x):
-    return open_rows(write(folder, x), key="x" if write is write_npz else None)
+    write_shards,
+    write_zarr,
+    write_zarr_2,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -460,110 +366,3 @@ def test_T51_a_missing_library(tmp_path, monkeypatch, write, package):
 def test_T51_the_libraries_are_imported_when_they_are_needed(run_python):
     code = "import sys, fastdc.cluster; print({'h5py', 'zarr', 'pyarrow.parquet'} & set(sys.modules))"
     assert run_python(code) == "set()"
-
-
-# --- the reading thread
-
-
-class Failing(RowSource):
-    """Rows of ones until one that cannot be read."""
-
-    shape, dtype = (100, 2), np.dtype(np.float32)
-
-    def __init__(self, bad_row: int, error: BaseException) -> None:
-        self.bad_row, self.error = bad_row, error
-        self.read_to = 0
-
-    def read(self, start, stop, out):
-        if stop > self.bad_row:
-            raise self.error
-        self.read_to = stop
-        out[:] = 1
-
-
-def test_T52_an_error_of_the_reading_thread_reaches_the_caller():
-    seen = []
-
-    def read_on():
-        for start, _ in iter_chunks(Failing(30, OSError("the disk is gone")), 10):
-            seen.append(start)
-
-    with pytest.raises(OSError, match="the disk is gone") as caught:
-        read_on()
-    assert seen == [0, 10, 20]
-    assert "raise self.error" in "".join(traceback.format_tb(caught.tb))
-
-
-@pytest.mark.parametrize("taken", [0, 1, 5])
-def test_an_abandoned_iterator_leaves_no_thread(taken):
-    source = Failing(101, ValueError())
-    with closing(iter_chunks(source, 2)) as chunks:
-        for _ in range(taken):
-            next(chunks)
-    assert source.read_to <= 2 * (taken + 3)
-
-
-def test_T49_interrupt_while_reading():
-    with pytest.raises(KeyboardInterrupt):
-        list(iter_chunks(Failing(10, KeyboardInterrupt()), 10))
-
-
-@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_T49_ctrl_c_while_waiting_for_rows():
-    class Slow(Failing):
-        def read(self, start, stop, out):
-            super().read(start, stop, out)
-            if start == 20:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.2)
-
-    source = Slow(101, ValueError())
-    with pytest.raises(KeyboardInterrupt):
-        list(iter_chunks(source, 10))
-    assert source.read_to < 100
-
-
-def test_T49_interrupt_at_work_leaves_no_thread():
-    source = Failing(101, ValueError())
-
-    def work():
-        with closing(iter_chunks(source, 10)) as chunks:
-            next(chunks)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-
-
-def test_T46_two_threads_read_two_sources(tmp_path):
-    x = make_points(np.float64, n=2000)
-    path = write_parquet(tmp_path, x)
-    results = {}
-
-    def read_all(name):
-        results[name] = np.concatenate([chunk.x.numpy().copy() for chunk in iter_chunks(open_rows(path), 33)])
-
-    threads = [threading.Thread(target=read_all, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for i in range(4):
-        np.testing.assert_array_equal(results[i], x)
-
-
-def test_rows_of_a_chunk():
-    with pytest.raises(ValueError, match="rows must be at least 1, got 0"):
-        iter_chunks(as_row_source(make_points()), 0)
-
-
-def test_a_source_of_ones_own_may_be_empty():
-    class Empty(RowSource):
-        shape, dtype = (0, 3), np.dtype(np.float32)
-
-        def read(self, start, stop, out):
-            raise AssertionError
-
-    assert list(iter_chunks(Empty(), 5)) == []
-    with pytest.raises(TypeError, match="abstract"):
-        RowSource()
