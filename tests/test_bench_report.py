@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from bench import quality_report, report
+from bench import overview, quality_report, report
 from bench._rows import Row, append_rows, latest, read_rows, slowdowns
 
 
@@ -132,3 +132,15 @@ def test_quality_report_takes_the_last_summary_of_each_comparison(tmp_path, caps
         in readme.read_text().splitlines()
     )
     assert "0.500" not in readme.read_text()
+
+
+def test_overview_holds_ours_against_every_other_of_its_shape():
+    other_machine = a_row("numba", 1.0, threads=1)
+    small = a_row("numba", 3.0, shape={"n": 10, "k": 2})
+    late = {"date": "2030-01-05T00:00:00+00:00"}
+    rows = [other_machine, *SOME_ROWS, small, a_row("compiled", 4.0, **late), a_row("reference", 50.0, **late)]
+    table = overview.markdown(rows)
+    assert table.count("| `square` |") == 1  # nothing competes at the small shape
+    assert "| `square` | n=1,000,000 k=10 | 2.00 | compiled 2.00, eager 12 |" in table
+    assert "Some CPU, 2 threads, float32, torch 9.9; " in table
+    assert "2030-01-02 to 2030-01-05" in table
