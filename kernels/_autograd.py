@@ -36,14 +36,31 @@ def _(gradient: Tensor, factor: Tensor, dtype: torch.dtype, of: Tensor) -> Tenso
     return gradient.new_empty(gradient.shape, dtype=dtype)
 
 
-def keep_gradients(ctx: Any, gradients: Sequence[Tensor]) -> None:
-    """To be called from setup_context with the outputs that are gradients."""
-    ctx.mark_non_differentiable(*gradients)
-    ctx.set_materialize_grads(False)  # else autograd fills a matrix of zeros for each of them
-    ctx.gradients = list(gradients)
+def register_gradients(op: Any, n_tensors: int) -> None:
+    """Autograd of an operator that returns a loss and the gradients to its first inputs, empty where not needed.
+
+    Its first ``n_tensors`` arguments are tensors or None, kept in case the gradients must be computed again.
+    """
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[:n_tensors])
+        ctx.options, ctx.n_gradients = inputs[n_tensors:], len(output) - 1
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.set_materialize_grads(False)  # else autograd fills a matrix of zeros for each of them
+        ctx.gradients = list(output[1:])
+
+    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        n_constants = n_tensors + len(ctx.options) - ctx.n_gradients
+        if grad_loss is None:
+            return (None,) * (ctx.n_gradients + n_constants)
+        inputs = ctx.saved_tensors
+        gradients = _hand_out(ctx, grad_loss, inputs[: ctx.n_gradients], lambda: op(*inputs, *ctx.options)[1:])
+        return (*gradients, *(None,) * n_constants)
+
+    op.register_autograd(backward, setup_context=setup_context)
 
 
-def hand_out(
+def _hand_out(
     ctx: Any, factor: Tensor, inputs: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]]
 ) -> list[Tensor | None]:
     """The kept gradients of ``inputs`` times the factor, None where none is needed; ``compute`` makes them anew."""

@@ -6,10 +6,13 @@ import importlib.util
 import random
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+
+from fastdc.kernels._testing import run_interpreted
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +25,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         missing = [name for name in needed if importlib.util.find_spec(name) is None]
         if missing:
             item.add_marker(pytest.mark.skip(reason=f"not installed: {', '.join(missing)}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interpreted(request: pytest.FixtureRequest) -> Iterator[Callable[[tuple[str, ...]], str]]:
+    """What :func:`run_interpreted` returns for the arguments of a room's GPU cases.
+
+    All that this session wants run from its start on, one after another, beside the other tests.
+    """
+    wanted = [item.module.PYTEST for item in request.session.items if item.name == "test_interpreted"]
+    pool = ThreadPoolExecutor(1)
+    runs = {arguments: pool.submit(run_interpreted, *arguments) for arguments in wanted}
+    yield lambda arguments: runs[arguments].result()
+    pool.shutdown(cancel_futures=True)
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 
-from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile
 from fastdc.kernels._triton import ALL_REGISTERS, Chip, launch, product_precision
 from fastdc.kernels.contrastive import triton_tiles as tiles
 
@@ -26,8 +26,8 @@ KERNELS = {"sums": tiles._contrast_sums_kernel, "gradient": tiles._contrast_grad
 EVERYTHING = {"HAS_POSITIVES": True, "HAS_SELF": True, "TRANSPOSED": False}
 
 
-def test_interpreted():
-    assert "passed" in run_interpreted(*PYTEST)
+def test_interpreted(interpreted):
+    assert "passed" in interpreted(PYTEST)
 
 
 @pytest.mark.gpu

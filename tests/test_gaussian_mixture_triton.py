@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile
 from fastdc.kernels._triton import ALL_REGISTERS, Chip, launch
 from fastdc.kernels.gaussian_mixture import triton_tiles, triton_vade_tiles
 from fastdc.kernels.gaussian_mixture.triton_vade import launch_of
@@ -36,8 +36,8 @@ WIDE = ("counts_ptr", "sums_ptr", "squares_ptr", "loss_ptr", "mass_ptr", "first_
 ROWS = ("x_ptr", "z_ptr", "u_ptr", "v_ptr")
 
 
-def test_interpreted():
-    assert "passed" in run_interpreted(*PYTEST)
+def test_interpreted(interpreted):
+    assert "passed" in interpreted(PYTEST)
 
 
 @pytest.mark.gpu

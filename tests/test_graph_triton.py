@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile
 from fastdc.kernels.graph import triton_tiles as tiles
 from fastdc.kernels.graph.triton_kernel import consistency_launch, launch
 
@@ -29,8 +29,8 @@ KERNELS = [
 ]
 
 
-def test_interpreted():
-    assert "passed" in run_interpreted(*PYTEST)
+def test_interpreted(interpreted):
+    assert "passed" in interpreted(PYTEST)
 
 
 @pytest.mark.gpu

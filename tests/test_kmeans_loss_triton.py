@@ -9,7 +9,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile
 from fastdc.kernels._triton import ALL_REGISTERS, Chip, product_precision
 from fastdc.kernels.kmeans import triton_loss_tiles as tiles
 from fastdc.kernels.kmeans.triton_loss import soft_launch
@@ -21,8 +21,8 @@ KERNELS = ("mass", "rows", "centers")
 SMALL, LARGE = (10, 10), (1000, 128)  # n_clusters, n_features
 
 
-def test_interpreted():
-    assert "passed" in run_interpreted(*PYTEST)
+def test_interpreted(interpreted):
+    assert "passed" in interpreted(PYTEST)
 
 
 @pytest.mark.gpu

@@ -9,7 +9,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile
 from fastdc.kernels._triton import ALL_REGISTERS
 
 CASES = str(Path(__file__).with_name("kmeans_triton_cases.py"))
@@ -109,8 +109,8 @@ def test_launch_is_a_function_of_numbers():
     assert launch(64, 4, "tf32", 65536).num_stages == 1
 
 
-def test_interpreted():
-    assert "passed" in run_interpreted(*PYTEST)
+def test_interpreted(interpreted):
+    assert "passed" in interpreted(PYTEST)
 
 
 @pytest.mark.gpu

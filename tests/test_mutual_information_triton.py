@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 
-from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile
 from fastdc.kernels.mutual_information import triton_tiles as tiles
 from fastdc.kernels.mutual_information.triton_kernel import tile_of
 
@@ -35,8 +35,8 @@ KERNELS = [
 HARDEST = [KERNELS[0], KERNELS[-4], KERNELS[-2]]  # everything at once, each
 
 
-def test_interpreted():
-    assert "passed" in run_interpreted(*PYTEST)
+def test_interpreted(interpreted):
+    assert "passed" in interpreted(PYTEST)
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile
 from fastdc.kernels._triton import ALL_REGISTERS
 from fastdc.kernels.neighbors import triton_tiles as tiles
 from fastdc.kernels.neighbors.triton_kernel import MOST_PLACES, Launch, launch, launch_within
@@ -25,8 +25,8 @@ ITEMSIZE = {"fp32": 4, "fp64": 8}
 SIZES = {"M": "i32", "N": "i32", "D": "i32"}
 
 
-def test_interpreted():
-    assert "passed" in run_interpreted(*PYTEST)
+def test_interpreted(interpreted):
+    assert "passed" in interpreted(PYTEST)
 
 
 @pytest.mark.gpu

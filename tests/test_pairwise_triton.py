@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 
-from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile
 from fastdc.kernels._triton import ALL_REGISTERS, Chip, launch
 from fastdc.kernels.pairwise import triton_loss_tiles, triton_tiles
 
@@ -32,8 +32,8 @@ CHIPS = {"sm_80": Chip(108, 80), "sm_90": Chip(132, 90), "sm_100": Chip(148, 100
 INT64 = ("labels_ptr", "offsets_ptr", "positive_ptr", "negative_ptr")
 
 
-def test_interpreted():
-    assert "passed" in run_interpreted(*PYTEST)
+def test_interpreted(interpreted):
+    assert "passed" in interpreted(PYTEST)
 
 
 @pytest.mark.gpu

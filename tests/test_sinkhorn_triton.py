@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 
 import triton.language as tl
 
-from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile
 from fastdc.kernels._triton import ALL_REGISTERS
 from fastdc.kernels.sinkhorn import triton_tiles as tiles
 from fastdc.kernels.sinkhorn.triton_kernel import NUM_WARPS, launch
@@ -24,8 +24,8 @@ PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", CASES)
 KERNELS = ("rows", "columns", "assign")
 
 
-def test_interpreted():
-    assert "passed" in run_interpreted(*PYTEST)
+def test_interpreted(interpreted):
+    assert "passed" in interpreted(PYTEST)
 
 
 @pytest.mark.gpu

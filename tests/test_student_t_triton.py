@@ -13,7 +13,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile, run_interpreted
+from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile
 from fastdc.kernels._triton import ALL_REGISTERS, PARTIAL_BYTES, Chip, launch, product_precision, row_splits
 from fastdc.kernels.student_t import triton_tiles as tiles
 
@@ -31,8 +31,8 @@ GENERAL = (2.5, 1.5)  # alpha and power with logarithms; (1, 2) has none
 SMALL, MIDDLE, LARGE = (10, 10), (100, 64), (1000, 128)  # n_clusters, n_features
 
 
-def test_interpreted():
-    assert "passed" in run_interpreted(*PYTEST)
+def test_interpreted(interpreted):
+    assert "passed" in interpreted(PYTEST)
 
 
 @pytest.mark.gpu

@@ -6,7 +6,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -119,9 +119,9 @@ def _read_ahead(source: RowSource, bounds: _Bounds, *, pinned: bool) -> Generato
     left = threading.Event()
     work = source, bounds, free, full, left
     reader = threading.Thread(target=_fill, args=work, name="fastdc-reader", daemon=True)
-    reader.start()
     found: _Filled | BaseException | None = None
     try:
+        reader.start()
         for _ in bounds:
             found = full.get()
             if isinstance(found, BaseException):
@@ -133,7 +133,8 @@ def _read_ahead(source: RowSource, bounds: _Bounds, *, pinned: bool) -> Generato
         del found  # an error and this frame would keep each other, and the buffers, alive
         left.set()
         free.put(None)
-        reader.join()
+        with suppress(RuntimeError):  # an interrupt came while it was being started; it ends by itself
+            reader.join()
 
 
 def _fill(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdc.kernels._autograd import hand_out, keep_gradients
+from fastdc.kernels._autograd import register_gradients
 from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
 
@@ -168,18 +168,7 @@ def _register_loss(backend: str) -> Any:
         g = [t.new_empty(t.shape if need else (0,), dtype=dtype) for t, need in zip(leaves, needs)]
         return z.new_empty((), dtype=dtype), g[0], g[1], g[2], g[3], g[4], g[5]
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:N_LEAVES])
-        ctx.options = inputs[N_LEAVES:]
-        keep_gradients(ctx, output[1:])
-
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        if grad_loss is None:
-            return (None,) * (N_LEAVES + 2)
-        again = lambda: loss(*ctx.saved_tensors, *ctx.options)[1:]  # noqa: E731
-        return (*hand_out(ctx, grad_loss, ctx.saved_tensors, again), None, None)
-
-    loss.register_autograd(backward, setup_context=setup_context)
+    register_gradients(loss, n_tensors=N_LEAVES)
     return loss
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdc.kernels._autograd import hand_out, keep_gradients
+from fastdc.kernels._autograd import register_gradients
 from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.graph.edges import Adjacency, EdgeList
@@ -101,19 +101,7 @@ def _register_laplacian(backend: str) -> Any:
             z.new_empty((edges.shape[1] if need_weights else 0,), dtype=dtype),
         )
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:6])
-        ctx.needed = inputs[6:]
-        keep_gradients(ctx, output[1:])
-
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if grad_loss is None:
-            return (None,) * 8
-        inputs = ctx.saved_tensors
-        gradients = hand_out(ctx, grad_loss, inputs[:2], lambda: energy(*inputs, *ctx.needed)[1:])
-        return (*gradients, *(None,) * 6)
-
-    energy.register_autograd(backward, setup_context=setup_context)
+    register_gradients(energy, n_tensors=6)
     return energy
 
 
@@ -177,19 +165,7 @@ def _register_consistency(backend: str) -> Any:
             anchor.new_empty((n if need_neighbor else 0, k), dtype=dtype),
         )
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        ctx.options = inputs[2:]
-        keep_gradients(ctx, output[1:])
-
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-        if grad_loss is None:
-            return (None,) * 5
-        inputs = ctx.saved_tensors
-        gradients = hand_out(ctx, grad_loss, inputs, lambda: agreement(*inputs, *ctx.options)[1:])
-        return (*gradients, None, None, None)
-
-    agreement.register_autograd(backward, setup_context=setup_context)
+    register_gradients(agreement, n_tensors=2)
     return agreement
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdc.kernels._autograd import hand_out, keep_gradients
+from fastdc.kernels._autograd import register_gradients
 from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
 
@@ -102,18 +102,7 @@ def _register_vat_kl(backend: str) -> Any:
             perturbed.new_empty(perturbed.shape if need_gradient else (0,), dtype=dtype),
         )
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:2])
-        keep_gradients(ctx, output[1:])
-
-    def backward(ctx: Any, grad_loss: Tensor | None, _: Any) -> tuple[Tensor | None, None, None]:
-        if grad_loss is None:
-            return None, None, None
-        perturbed, logits = ctx.saved_tensors
-        (gradient,) = hand_out(ctx, grad_loss, (perturbed,), lambda: kl(perturbed, logits, True)[1:])
-        return gradient, None, None
-
-    kl.register_autograd(backward, setup_context=setup_context)
+    register_gradients(kl, n_tensors=2)
     return kl
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdc.kernels._autograd import hand_out, keep_gradients
+from fastdc.kernels._autograd import register_gradients
 from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
 
@@ -155,7 +155,7 @@ def _register_bce(backend: str) -> Any:
     def _(unit: Tensor, labels: Tensor | None, limits: list[float], need: bool) -> tuple[Tensor, Tensor]:
         return _loss_and_gradient(unit, need)
 
-    _give_gradient(bce)
+    register_gradients(bce, n_tensors=2)
     return bce
 
 
@@ -168,26 +168,8 @@ def _register_neighbors(backend: str) -> Any:
     def _(x: Tensor, labels: Tensor, temperature: float, need: bool) -> tuple[Tensor, Tensor]:
         return _loss_and_gradient(x, need)
 
-    _give_gradient(neighbors)
+    register_gradients(neighbors, n_tensors=2)
     return neighbors
-
-
-def _give_gradient(op: Any) -> None:
-    """The second output is the gradient of the first to the first of four arguments."""
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, labels, ctx.option, _ = inputs
-        ctx.save_for_backward(x, labels)
-        keep_gradients(ctx, output[1:])
-
-    def backward(ctx: Any, grad_loss: Tensor | None, _: Any) -> tuple[Tensor | None, None, None, None]:
-        if grad_loss is None:
-            return None, None, None, None
-        x, labels = ctx.saved_tensors
-        (gradient,) = hand_out(ctx, grad_loss, (x,), lambda: op(x, labels, ctx.option, True)[1:])
-        return gradient, None, None, None
-
-    op.register_autograd(backward, setup_context=setup_context)
 
 
 BCE = {backend: _register_bce(backend) for backend in COMPILED}

@@ -7,12 +7,11 @@ in blocks of rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastdc.kernels._autograd import hand_out, keep_gradients, refuse_transforms
+from fastdc.kernels._autograd import refuse_transforms, register_gradients
 from fastdc.kernels._checks import check_not_negative, check_points, check_same_device
 from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
@@ -150,18 +149,4 @@ def _(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.options = inputs[2:]
-    keep_gradients(ctx, output[1:])
-
-
-def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad_loss is None:
-        return (None,) * 6
-    inputs = ctx.saved_tensors
-    gradients = hand_out(ctx, grad_loss, inputs, lambda: loss_and_gradients(*inputs, *ctx.options)[1:])
-    return (*gradients, *(None,) * 4)
-
-
-loss_and_gradients.register_autograd(_backward, setup_context=_setup_context)
+register_gradients(loss_and_gradients, n_tensors=2)

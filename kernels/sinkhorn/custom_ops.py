@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdc.kernels._autograd import hand_out, keep_gradients
+from fastdc.kernels._autograd import register_gradients
 from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.sinkhorn.reference import swapped_prediction_loss_reference
@@ -142,18 +142,5 @@ def _(
     return z1.new_empty((), dtype=dtype), grad1, grad2, grad_prototypes
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(*inputs[:4])
-    ctx.options = inputs[4:]
-    keep_gradients(ctx, output[1:])
-
-
-def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    if grad_loss is None:
-        return (None,) * 7
-    again = lambda: swapped_prediction_loss_numba(*ctx.saved_tensors, *ctx.options)[1:]  # noqa: E731
-    return (*hand_out(ctx, grad_loss, ctx.saved_tensors[:3], again), None, None, None, None)
-
-
-swapped_prediction_loss_numba.register_autograd(_backward, setup_context=_setup_context)
+register_gradients(swapped_prediction_loss_numba, n_tensors=4)
 ASSIGN = {backend: _register_assign(backend) for backend in COMPILED}

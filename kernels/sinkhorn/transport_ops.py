@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdc.kernels._autograd import hand_out, keep_gradients
+from fastdc.kernels._autograd import register_gradients
 from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.sinkhorn.iterate import Marginals
@@ -141,18 +141,7 @@ def _register_cost(backend: str) -> Any:
         )
         return x.new_empty((), dtype=dtype), grad_x, grad_centers
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[:4])
-        ctx.options = inputs[4:]
-        keep_gradients(ctx, output[1:])
-
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        if grad_loss is None:
-            return (None,) * 6
-        again = lambda: operator(*ctx.saved_tensors, *ctx.options)[1:]  # noqa: E731
-        return (*hand_out(ctx, grad_loss, ctx.saved_tensors[:2], again), None, None, None, None)
-
-    operator.register_autograd(backward, setup_context=setup_context)
+    register_gradients(operator, n_tensors=4)
     return operator
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdc.kernels._autograd import hand_out, keep_gradients
+from fastdc.kernels._autograd import register_gradients
 from fastdc.kernels._eager import is_eager, without_gradient
 from fastdc.kernels._precision import working_dtype
 
@@ -180,18 +180,7 @@ def _register_dec_loss(backend: str) -> Any:
             x.new_empty(centers.shape if need_centers else (0,), dtype=dtype),
         )
 
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.save_for_backward(*inputs[:6])
-        ctx.options = inputs[6:]
-        keep_gradients(ctx, output[1:])
-
-    def backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Any, ...]:
-        if grad_loss is None:
-            return (None,) * 10
-        gradients = hand_out(ctx, grad_loss, ctx.saved_tensors[:2], lambda: loss(*ctx.saved_tensors, *ctx.options)[1:])
-        return (*gradients, None, None, None, None, None, None, None, None)
-
-    loss.register_autograd(backward, setup_context=setup_context)
+    register_gradients(loss, n_tensors=6)
     return loss
 
 
