@@ -5,7 +5,7 @@ Choices follow from numbers that describe a chip, never from its name.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,6 +14,8 @@ from torch import Tensor
 from fastdc.kernels._precision import BY_DIFFERENCES
 
 PARTIAL_BYTES = 1 << 26  # all partial sums of one kernel together
+TILE = 512  # numbers of a tile of probabilities, 2 a thread: its kernels want many registers for each
+WIDEST = 1024  # clusters of such a tile
 ROWS_A_SPLIT = 1 << 14  # rows that one partial sum covers, so that its float32 digits suffice
 # launch option of kernels of which ptxas would else store some registers to fit one more program
 ALL_REGISTERS = {} if torch.version.hip else {"maxnreg": 255}
@@ -65,6 +67,23 @@ def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip) -> Launch
     # before sm_90 both factors of a product come out of registers
     widest, num_warps = (64, 8) if chip.capability >= 90 else (32, 8 if chip.capability else 4)
     return Launch(64, min(widest, max(16, triton.next_power_of_2(n_clusters))), 16, num_warps, 1)
+
+
+class Tile(NamedTuple):
+    """Rows and clusters of probabilities or logits that a program holds at once."""
+
+    block_n: int
+    block_k: int
+    num_warps: int = 8
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {"BLOCK_N": self.block_n, "BLOCK_K": self.block_k, "num_warps": self.num_warps}
+
+
+def tile_of(n_clusters: int) -> Tile:
+    block_k = min(WIDEST, max(16, triton.next_power_of_2(n_clusters)))
+    return Tile(max(1, TILE // block_k), block_k)
 
 
 def row_splits(n: int, n_columns: int, bytes_a_split: int, block_n: int, chip: Chip) -> tuple[int, int]:

@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 
+from fastdc.kernels import _triton
 from fastdc.kernels._accuracy import relative_error
 from fastdc.kernels.graph import (
     Adjacency,
@@ -18,7 +19,6 @@ from fastdc.kernels.graph import (
     propagate,
     triton_kernel,
 )
-from fastdc.kernels.mutual_information import triton_kernel as rows_kernel
 from tests.graph_cases import DTYPES, check, make_graph, make_matrix, value_and_gradients
 from tests.mutual_information_cases import make_logits, make_probabilities
 
@@ -33,7 +33,7 @@ def _small_tiles(monkeypatch):
     """Tiles that every loop goes round more than once."""
     monkeypatch.setattr(triton_kernel, "TILE", 16)
     monkeypatch.setattr(triton_kernel, "WIDEST", 4)
-    monkeypatch.setattr(rows_kernel, "WIDEST", 16)
+    monkeypatch.setattr(_triton, "WIDEST", 16)
 
 
 def laplacian_case(shape, dtype, seed):

@@ -8,8 +8,9 @@ import os
 import pytest
 import torch
 
+from fastdc.kernels import _triton
 from fastdc.kernels._accuracy import relative_error
-from fastdc.kernels.mutual_information import entropy_statistics, triton_kernel, vat_kl
+from fastdc.kernels.mutual_information import entropy_statistics, vat_kl
 from tests.mutual_information_cases import (
     DTYPES,
     OF_LOGITS,
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def _tiles(request, monkeypatch):
     """Once with all clusters in one tile, once in tiles of 16."""
     if request.param:
-        monkeypatch.setattr(triton_kernel, "WIDEST", 16)
+        monkeypatch.setattr(_triton, "WIDEST", 16)
 
 
 @pytest.mark.usefixtures("_tiles")

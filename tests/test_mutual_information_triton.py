@@ -15,8 +15,8 @@ pytest.importorskip("triton")
 import triton.language as tl
 
 from fastdc.kernels._testing import SHARED_BYTES, TARGETS, cross_compile
+from fastdc.kernels._triton import tile_of
 from fastdc.kernels.mutual_information import triton_tiles as tiles
-from fastdc.kernels.mutual_information.triton_kernel import tile_of
 
 CASES = str(Path(__file__).with_name("mutual_information_triton_cases.py"))
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", CASES)

@@ -13,9 +13,9 @@ import triton
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
+from fastdc.kernels._triton import tile_of
 from fastdc.kernels.graph import triton_tiles as tiles
 from fastdc.kernels.graph.checks import check_nodes
-from fastdc.kernels.mutual_information.triton_kernel import tile_of
 
 TILE = 512  # numbers that a program gathers at once
 WIDEST = 64  # features of them

@@ -1,41 +1,20 @@
 """GPU kernels: launchers with the same functions as ``numba_kernel.py``.
 
-Rows are read once from memory; beyond ``WIDEST`` clusters once more for their sum. No sum over rows uses atomics,
+Rows are read once from memory; beyond 1024 clusters once more for their sum. No sum over rows uses atomics,
 so results are deterministic.
 """
 
 from __future__ import annotations
-
-from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import chip_of, row_splits
+from fastdc.kernels._triton import chip_of, row_splits, tile_of
 from fastdc.kernels.mutual_information import triton_tiles as tiles
 
-TILE = 512  # numbers of a tile, 2 a thread: the kernels want many registers for each
-WIDEST = 1024  # clusters of a tile
 TL = {torch.float32: triton.language.float32, torch.float64: triton.language.float64}
-
-
-class Tile(NamedTuple):
-    """Launch choices of a number of clusters."""
-
-    block_n: int
-    block_k: int
-    num_warps: int = 8
-
-    @property
-    def constants(self) -> dict[str, Any]:
-        return {"BLOCK_N": self.block_n, "BLOCK_K": self.block_k, "num_warps": self.num_warps}
-
-
-def tile_of(n_clusters: int) -> Tile:
-    block_k = min(WIDEST, max(16, triton.next_power_of_2(n_clusters)))
-    return Tile(max(1, TILE // block_k), block_k)
 
 
 def entropy_rows(x: Tensor, from_logits: bool, want_entropy: bool) -> tuple[Tensor, Tensor]:
