@@ -78,18 +78,45 @@ def transpose(typingctx, x, x_start, x_stride, shift, shift_start, out, out_star
         first = v.data(sig.args[0], x, x_start)
         offset = v.load(v.data(sig.args[3], shift, shift_start))
         rows = [builder.fsub(v.load(v.at(first, builder.mul(index(i), x_stride))), offset) for i in range(v.size)]
-        step = 1
-        while step < v.size:  # swap the off-diagonal blocks of size step
-            lower = [p + v.size - step if p & step else p for p in range(v.size)]
-            upper = [p + v.size if p & step else p + step for p in range(v.size)]
-            for i in range(v.size):
-                if not i & step:
-                    a, b = rows[i], rows[i + step]
-                    rows[i], rows[i + step] = v.shuffle(a, b, lower), v.shuffle(a, b, upper)
-            step *= 2
-        target = v.data(sig.args[5], out, out_start)
-        for i, row in enumerate(rows):
-            v.store(row, v.at(target, builder.mul(index(i), out_stride)))
+        _store_transposed(v, rows, v.data(sig.args[5], out, out_start), out_stride)
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+@intrinsic
+def transpose_rows(typingctx, x, rows, first_row, shift, d, out, out_start, out_stride):
+    """out[e, i] = x[rows[first_row + i], d + e] - shift[d + e] for one square of vector size.
+
+    Beyond the features of x it stores numbers without meaning.
+    """
+    signature = types.void(x, rows, types.intp, shift, types.intp, out, types.intp, types.intp)
+
+    def codegen(context, builder, sig, args):
+        x, rows, first_row, shift, d, out, out_start, out_stride = args
+        v = Vectors(context, builder, sig.args[0].dtype)
+        n_features = builder.extract_value(context.make_array(sig.args[0])(context, builder, x).shape, 1)
+        inside = v.below(builder.sub(n_features, d))
+        offset = v.load(v.data(sig.args[3], shift, d))
+        numbers = v.data(sig.args[1], rows, first_row)
+        starts = [builder.add(builder.mul(builder.load(v.at(numbers, index(i))), n_features), d) for i in range(v.size)]
+        loaded = [builder.fsub(v.load_some(v.data(sig.args[0], x, start), inside), offset) for start in starts]
+        _store_transposed(v, loaded, v.data(sig.args[5], out, out_start), out_stride)
+        return context.get_dummy_value()
+
+    return signature, codegen
+
+
+def _store_transposed(v: Vectors, rows: list[Any], target: Any, stride: Any) -> None:
+    """Emit the transposition of a square of vectors and the stores of its rows, ``stride`` numbers apart."""
+    step = 1
+    while step < v.size:  # swap the off-diagonal blocks of size step
+        lower = [p + v.size - step if p & step else p for p in range(v.size)]
+        upper = [p + v.size if p & step else p + step for p in range(v.size)]
+        for i in range(v.size):
+            if not i & step:
+                a, b = rows[i], rows[i + step]
+                rows[i], rows[i + step] = v.shuffle(a, b, lower), v.shuffle(a, b, upper)
+        step *= 2
+    for i, row in enumerate(rows):
+        v.store(row, v.at(target, v.builder.mul(index(i), stride)))

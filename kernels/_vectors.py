@@ -103,12 +103,18 @@ class Vectors:
         function = cgutils.get_or_insert_function(self.builder.module, function_type, name)
         self.builder.call(function, [value, vector, ir.Constant(ir.IntType(32), 4), mask])
 
-    def total(self, vector: Any) -> Any:
-        """Sum of a vector, lane after lane."""
+    def below(self, count: Any) -> Any:
+        """The mask of the first ``count`` lanes."""
+        lanes = ir.Constant(ir.VectorType(ir.IntType(64), self.size), list(range(self.size)))
+        return self.builder.icmp_signed("<", lanes, self.broadcast(count))
+
+    def total(self, vector: Any, reassociate: bool = False) -> Any:
+        """Sum of a vector: lane after lane, or sooner in halves."""
         name = f"llvm.vector.reduce.fadd.v{self.size}f{self.bits}"
         function_type = ir.FunctionType(self.scalar, [self.scalar, self.type])
         function = cgutils.get_or_insert_function(self.builder.module, function_type, name)
-        return self.builder.call(function, [ir.Constant(self.scalar, 0.0), vector])
+        flags = ("reassoc",) if reassociate else ()
+        return self.builder.call(function, [ir.Constant(self.scalar, 0.0), vector], fastmath=flags)
 
     def zeros(self) -> Any:
         return ir.Constant(self.type, [0.0] * self.size)

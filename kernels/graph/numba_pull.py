@@ -95,9 +95,7 @@ class _Lanes:
 
     def __init__(self, v: Vectors, width: Any, vectors: int) -> None:
         self.v, self.vectors = v, vectors
-        left = v.broadcast(v.builder.sub(width, index((vectors - 1) * v.size)))
-        lanes = ir.Constant(ir.VectorType(ir.IntType(64), v.size), list(range(v.size)))
-        self.mask = v.builder.icmp_signed("<", lanes, left)
+        self.mask = v.below(v.builder.sub(width, index((vectors - 1) * v.size)))
 
     def _places(self, pointer: Any) -> list[Any]:
         return [self.v.at(pointer, index(i * self.v.size)) for i in range(self.vectors)]

@@ -18,6 +18,7 @@ from fastdc.kernels.kmeans.op import kmeans_step
 from fastdc.kernels.kmeans.update import center_update_torch
 
 SMALLEST_GROUP, MOST_GROUPS = 12, 64
+LONG_ROW_GROUP = 6  # of long rows, whose products outweigh what is done for each group
 GROUPING_STEPS = 5  # of k-means over the centers
 
 
@@ -31,10 +32,13 @@ class Memory:
         self.before = centers
         n_groups = int(self.group_of.max()) + 1
         self.lower = np.zeros((len(x), n_groups), np.float32)
+        self.sq_norms = np.full(len(x), -1.0)
+        self.shift: NDArray | None = None  # the same in all passes, so that norms hold
 
     def step(self, centers: Tensor, previous_labels: Tensor) -> tuple[tuple[Tensor, ...], float]:
         """labels, sums, counts, inertia and n_changed; and the share of pairs of a row and a group looked at."""
-        job = _Job(self.x, centers)
+        job = _Job(self.x, centers, self.shift)
+        self.shift = job.centers.shift
         groups = self._groups(job.centers, centers)
         self.before = centers
         previous = previous_labels.contiguous().numpy()
@@ -56,6 +60,7 @@ class Memory:
                     scratch[worker],
                     label_rows[here],
                     self.lower[here],
+                    self.sq_norms[here],
                     job.sq_dists[worker][: stop - start],
                     self.weights[here],
                     previous[here],
@@ -95,7 +100,10 @@ def _largest(values: NDArray, group_of: NDArray, n_groups: int) -> NDArray:
 def _group(centers: Tensor) -> NDArray:
     """Groups of centers near each other, all of about sqrt(n_clusters) of them: int64 numbers without gaps."""
     k = centers.shape[0]
-    size = max(SMALLEST_GROUP, 6 * math.ceil(math.sqrt(k) / 6), -(-k // MOST_GROUPS))
+    if centers.shape[1] >= bounds.LONG_ROW:
+        size = max(LONG_ROW_GROUP, -(-k // MOST_GROUPS))
+    else:
+        size = max(SMALLEST_GROUP, 6 * math.ceil(math.sqrt(k) / 6), -(-k // MOST_GROUPS))
     n_groups = -(-k // size)
     middles = centers[torch.linspace(0, k - 1, n_groups, dtype=torch.float64).long()]
     for _ in range(GROUPING_STEPS):

@@ -14,13 +14,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastdc.kernels._lanes import padded, transpose
+from fastdc.kernels._lanes import padded, transpose_rows
 from fastdc.kernels._numba import jit
 from fastdc.kernels._simd import gemm
-from fastdc.kernels._vectors import LANES, VECTOR_BYTES, WIDEST
+from fastdc.kernels._vectors import LANES, ROWS, VECTOR_BYTES, VECTORS, WIDEST
+from fastdc.kernels.kmeans.numba_simd import row_products, row_products_one
 from fastdc.kernels.kmeans.numba_tiles import _decide, _sq_distance, add_rows
 
 PART = 512  # rows whose groups are listed together
+LONG_ROW = 192  # features from which rows are multiplied where they lie
 SHRINK = 1.0 - 2e-7  # rounds a float32 bound down
 GROW = 1.0 + 1e-12  # rounds a distance of float64 up
 
@@ -38,134 +40,165 @@ class Groups(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """What one worker owns."""
+    """What one worker owns. "Listed" arrays go with ``lists``: entry p of group g is of row lists[g, p]."""
 
-    rows: NDArray  # (64, padded) rows of a group
-    columns: NDArray  # (padded * 64,) the same in lanes
+    columns: NDArray  # (padded * 64,) rows of a group in lanes
+    numbers: NDArray  # (64,) which rows, the last one repeated
     tile: NDArray  # (largest group * 64,) their scores
     lists: NDArray  # (n_groups, PART) rows of the part that look at a group
     lengths: NDArray  # (n_groups,)
-    group_best: NDArray  # (PART, n_groups) least score
-    group_second: NDArray  # (PART, n_groups)
-    group_index: NDArray  # (PART, n_groups) place of the least in Groups.order, -1 where skipped
-    best: NDArray  # (PART,) least score of all groups looked at
+    listed_least: NDArray  # (n_groups, PART) least score of the group's centers
+    listed_second: NDArray  # (n_groups, PART)
+    listed_nearest: NDArray  # (n_groups, PART) int32 index of the least within the group
+    distances: NDArray  # (PART,) float64, to the own center, rounded up
+    norms: NDArray  # (PART,) of the shifted rows that look
+    looks: NDArray  # (PART,) whether any group is looked at
+    own_is_new: NDArray  # (PART,) whether the own center is in none of them
+    best: NDArray  # (PART,) float64 least score of all groups looked at
     second: NDArray  # (PART,)
     places: NDArray  # (PART,) that of the least in Groups.order, -1 for none, -2 for the own center
-    sq_norms: NDArray  # (PART,) of shifted rows, negative before they are known
 
 
 def make_scratch(n_features: int, groups: Groups, dtype: np.dtype) -> Scratch:
-    t = len(groups.moves)
+    listed = len(groups.moves), PART
     largest = int(np.diff(groups.starts).max())
-    wide = padded(n_features)
     return Scratch(
-        rows=np.zeros((LANES, wide), dtype),
-        columns=np.empty(wide * LANES, dtype),
+        columns=np.empty(padded(n_features) * LANES, dtype),
+        numbers=np.empty(LANES, np.int64),
         tile=np.empty(largest * LANES, dtype),
-        lists=np.empty((t, PART), np.int64),
-        lengths=np.empty(t, np.int64),
-        group_best=np.empty((PART, t)),
-        group_second=np.empty((PART, t)),
-        group_index=np.empty((PART, t), np.int64),
+        lists=np.empty(listed, np.int64),
+        lengths=np.empty(listed[0], np.int64),
+        listed_least=np.empty(listed, dtype),
+        listed_second=np.empty(listed, dtype),
+        listed_nearest=np.empty(listed, np.int32),
+        distances=np.empty(PART),
+        norms=np.empty(PART),
+        looks=np.empty(PART, np.bool_),
+        own_is_new=np.empty(PART, np.bool_),
         best=np.empty(PART),
         second=np.empty(PART),
         places=np.empty(PART, np.int64),
-        sq_norms=np.empty(PART),
     )
 
 
 @jit
-def bounded_block(x, centers, groups, scratch, labels, lower, sq_dists, weights, previous, totals):
+def bounded_block(x, centers, groups, scratch, labels, lower, sq_norms, sq_dists, weights, previous, totals):
     """One pass over rows x (m, d): labels become the new ones, lower (m, n_groups) holds for them.
 
-    The rest is as of ``add_rows``. Returns how many pairs of a row and a group were looked at.
+    sq_norms (m,) are those of the shifted rows, negative before they are known; the rest is as of ``add_rows``.
+    Returns how many pairs of a row and a group were looked at.
     """
     n_looks = 0
     for start in range(0, x.shape[0], PART):
         part = slice(start, start + PART)
-        _find_groups(x[part], centers, groups, scratch, labels[part], lower[part], sq_dists[part])
+        _find_groups(x[part], centers, groups, scratch, labels[part], lower[part], sq_norms[part], sq_dists[part])
+        n_looks += scratch.lengths.sum()
+        _score_groups(x[part], centers, groups, scratch)
         for g in range(groups.moves.size):
-            n_looks += scratch.lengths[g]
-            _score_group(x[part], centers, groups, scratch, g)
-        _choose(x[part], centers, groups, scratch, labels[part], lower[part], sq_dists[part])
+            _take_in_group(groups, scratch, g)
+        _choose(x[part], centers, groups, scratch, labels[part], lower[part], sq_norms[part], sq_dists[part])
+        for g in range(groups.moves.size):
+            _bound_group(centers, groups, scratch, g, labels[part], lower[part], sq_norms[part])
         add_rows(x[part], labels[part], sq_dists[part], weights[part], previous[part], totals)
     return n_looks
 
 
 @jit(inner=True)
-def _find_groups(x, centers, groups, scratch, labels, lower, sq_dists):
+def _find_groups(x, centers, groups, scratch, labels, lower, sq_norms, sq_dists):
     """Distances to the own centers; bounds less the moves; each group's list of rows."""
-    n_groups = groups.moves.size
-    scratch.lengths[:] = 0
+    shift = centers.shift[: x.shape[1]]
+    scratch.looks[:] = False
+    scratch.best[:] = np.inf
+    scratch.second[:] = np.inf
+    scratch.places[:] = -1
     for i in range(x.shape[0]):
-        sq_dists[i] = _sq_distance(x[i], centers.raw[labels[i]]) if labels[i] >= 0 else np.inf
-        own = np.sqrt(sq_dists[i]) * GROW
-        scratch.sq_norms[i] = -1.0
-        scratch.best[i] = np.inf
-        scratch.second[i] = np.inf
-        scratch.places[i] = -1
-        bounds, found = lower[i], scratch.group_index[i]
-        for g in range(n_groups):
+        own = labels[i]
+        sq_dists[i] = _sq_distance(x[i], centers.raw[own]) if own >= 0 else np.inf
+        scratch.distances[i] = np.sqrt(sq_dists[i]) * GROW
+        bounds = lower[i]
+        for g in range(groups.moves.size):
             bounds[g] = max(np.float64(bounds[g]) - groups.moves[g], 0.0) * SHRINK
-            found[g] = -1
+        scratch.own_is_new[i] = own >= 0 and np.float64(bounds[groups.group_of[own]]) > scratch.distances[i]
+    for g in range(groups.moves.size):
+        length, rows = 0, scratch.lists[g]
+        for i in range(x.shape[0]):  # without a branch, which nothing could foresee
+            looks = not np.float64(lower[i, g]) > scratch.distances[i]
+            rows[length] = i
+            length += looks
+            scratch.looks[i] |= looks
+        scratch.lengths[g] = length
+    for i in range(x.shape[0]):
+        if scratch.looks[i]:
+            if sq_norms[i] < 0.0:
+                sq_norms[i] = _sq_distance(x[i], shift)
+            scratch.norms[i] = np.sqrt(sq_norms[i])
+
+
+@jit(inner=True)
+def _score_groups(x, centers, groups, scratch):
+    """Least and second least score of each listed row among the centers of its groups."""
+    n_groups = groups.moves.size
+    if scratch.lengths.min() == x.shape[0]:  # all rows with all groups: each row is loaded once
+        for start in range(0, x.shape[0], LANES):
+            for g in range(n_groups):
+                _score_some(x, centers, groups, scratch, g, start, g == 0)
+    else:
         for g in range(n_groups):
-            if not np.float64(bounds[g]) > own:
-                scratch.lists[g, scratch.lengths[g]] = i
-                scratch.lengths[g] += 1
+            for start in range(0, scratch.lengths[g], LANES):
+                _score_some(x, centers, groups, scratch, g, start, True)
 
 
 @jit(inner=True)
-def _score_group(x, centers, groups, scratch, g):
-    """Least and second least score of each listed row among the centers of group g."""
+def _score_some(x, centers, groups, scratch, g, start, load):
+    """At most 64 of the rows that look at group g, from entry ``start`` of its list on."""
     first, last = groups.starts[g], groups.starts[g + 1]
-    count, n_features = last - first, x.shape[1]
-    least, second = np.empty(LANES, x.dtype), np.empty(LANES, x.dtype)
-    nearest = np.empty(LANES, np.int32)
-    for start in range(0, scratch.lengths[g], LANES):
-        rows = scratch.lists[g, start : min(start + LANES, scratch.lengths[g])]
-        width = -(-rows.size // WIDEST) * WIDEST
-        columns = scratch.columns[: scratch.rows.shape[1] * width].reshape(scratch.rows.shape[1], width)
-        tile = scratch.tile[: count * width].reshape(count, width)
-        _load(x, rows, centers.shift, scratch, columns)
+    count, n_features, wide = last - first, x.shape[1], scratch.columns.size // LANES
+    rows = scratch.lists[g, start : min(start + LANES, scratch.lengths[g])]
+    width = -(-rows.size // WIDEST) * WIDEST
+    tile = scratch.tile[: count * width].reshape(count, width)
+    for lane in range(width):
+        scratch.numbers[lane] = rows[min(lane, rows.size - 1)]
+    if n_features >= LONG_ROW:
+        _multiply_rows(x, scratch.numbers, rows.size, centers.shift, groups.factors, first, tile)
+    else:
+        columns = scratch.columns[: wide * width].reshape(wide, width)
+        if load:
+            _load(x, scratch.numbers, centers.shift, columns)
         gemm(groups.factors[first:last], columns[:n_features], tile, False)
-        _two_smallest(tile, groups.offsets[first:last], least, second, nearest)
-        for lane in range(rows.size):
-            i = rows[lane]
-            score, runner_up = np.float64(least[lane]), np.float64(second[lane])
-            scratch.group_best[i, g] = score
-            scratch.group_second[i, g] = runner_up
-            if score < np.inf:
-                scratch.group_index[i, g] = first + nearest[lane]
-            _take_in(scratch, i, score, runner_up, first + nearest[lane])
+    here = slice(start, start + width)
+    _two_smallest(
+        tile,
+        groups.offsets[first:last],
+        scratch.listed_least[g, here],
+        scratch.listed_second[g, here],
+        scratch.listed_nearest[g, here],
+    )
 
 
 @jit(inner=True)
-def _take_in(scratch, i, score, runner_up, place):
-    """One more score, and a worse one, among the two least of row i."""
-    if score < scratch.best[i]:
-        scratch.second[i] = min(scratch.best[i], runner_up)
-        scratch.best[i] = score
-        scratch.places[i] = place
-    elif score < scratch.second[i]:
-        scratch.second[i] = score
-
-
-@jit(inner=True)
-def _load(x, rows, shift, scratch, columns):
-    """Listed rows less the shift, one a column; their squared norms where they are not known."""
-    n_features, wide = x.shape[1], scratch.rows.shape[1]
+def _load(x, numbers, shift, columns):
+    """The rows of these numbers less the shift, one a column."""
     width = columns.shape[1]
     size = VECTOR_BYTES // x.itemsize
-    for lane in range(width):
-        row = x[rows[min(lane, rows.size - 1)]]
-        for d in range(n_features):
-            scratch.rows[lane, d] = row[d]
     for lane in range(0, width, size):
-        for d in range(0, n_features, size):
-            transpose(scratch.rows, lane * wide + d, wide, shift, d, columns, d * width + lane, width)
-    for lane in range(rows.size):
-        if scratch.sq_norms[rows[lane]] < 0.0:
-            scratch.sq_norms[rows[lane]] = _sq_distance(scratch.rows[lane, :n_features], shift[:n_features])
+        for d in range(0, x.shape[1], size):
+            transpose_rows(x, numbers, lane, shift, d, columns, d * width + lane, width)
+
+
+@jit(inner=True)
+def _multiply_rows(x, numbers, count, shift, factors, first, tile):
+    """The tile's products where rows and centers lie: to move a long row into lanes costs more than its products."""
+    width = tile.shape[1]
+    for lane in range(0, count, VECTORS):
+        j = 0
+        while j < tile.shape[0]:
+            place = j * width + lane
+            if j + ROWS <= tile.shape[0]:
+                row_products(x, numbers, lane, shift, factors, first + j, tile, place, width)
+                j += ROWS
+            else:
+                row_products_one(x, numbers, lane, shift, factors, first + j, tile, place, width)
+                j += 1
 
 
 @jit(inner=True)
@@ -187,24 +220,44 @@ def _two_smallest(tile, offsets, least, second, nearest):
 
 
 @jit(inner=True)
-def _choose(x, centers, groups, scratch, labels, lower, sq_dists):
-    """New labels, distances and bounds of the rows that looked at a group."""
+def _take_in_group(groups, scratch, g):
+    """The scores of group g among the two least of each listed row."""
+    first = groups.starts[g]
+    for p in range(scratch.lengths[g]):
+        i = scratch.lists[g, p]
+        least, second = np.float64(scratch.listed_least[g, p]), np.float64(scratch.listed_second[g, p])
+        _take_in(scratch, i, least, second, first + scratch.listed_nearest[g, p])
+
+
+@jit(inner=True)
+def _take_in(scratch, i, score, runner_up, place):
+    """One more score, and one that is no better, among the two least of row i; without branches."""
+    best = scratch.best[i]
+    closer = score < best
+    loser = best if closer else score
+    loser = runner_up if runner_up < loser else loser
+    scratch.second[i] = loser if loser < scratch.second[i] else scratch.second[i]
+    scratch.best[i] = score if closer else best
+    scratch.places[i] = place if closer else scratch.places[i]
+
+
+@jit(inner=True)
+def _choose(x, centers, groups, scratch, labels, lower, sq_norms, sq_dists):
+    """New labels and distances of the rows that looked at a group."""
     tiny = 1e-38 if x.itemsize == 4 else 1e-300  # where numbers underflow
     for i in range(x.shape[0]):
-        sq_norm = scratch.sq_norms[i]
-        if sq_norm < 0.0:
+        if not scratch.looks[i]:
             continue
-        own, own_sq_dist = labels[i], sq_dists[i]
-        own_is_new = own >= 0 and scratch.group_index[i, groups.group_of[own]] < 0
-        if own_is_new:  # among those looked at it is not yet
+        own, own_sq_dist, sq_norm = labels[i], sq_dists[i], sq_norms[i]
+        if scratch.own_is_new[i]:  # among those looked at it is not yet
             _take_in(scratch, i, 0.5 * (own_sq_dist - sq_norm), np.inf, -2)
         place = scratch.places[i]
         label = own if place < 0 else groups.order[place]
-        norm = np.sqrt(sq_norm)
         sure = False
         if label >= 0:
             sq_dist = own_sq_dist if label == own else _sq_distance(x[i], centers.raw[label])
             # a nearer center has at most this norm, which bounds its score's error
+            norm = scratch.norms[i]
             reach = norm + np.sqrt(sq_dist)
             margin = centers.error * (2.0 * reach * (norm + 0.5 * reach) + sq_norm) + tiny
             sure = scratch.second[i] - scratch.best[i] > margin
@@ -212,12 +265,19 @@ def _choose(x, centers, groups, scratch, labels, lower, sq_dists):
             label, sq_dist = _decide(x[i], centers, scratch)
         labels[i] = label
         sq_dists[i] = sq_dist
-        for g in range(groups.moves.size):
-            found = scratch.group_index[i, g]
-            if found >= 0:
-                score = scratch.group_second[i, g] if groups.order[found] == label else scratch.group_best[i, g]
-                error = centers.error * (groups.norms[g] * (norm + 0.5 * groups.norms[g]) + sq_norm)
-                lower[i, g] = np.sqrt(max(2.0 * (score - error) + sq_norm, 0.0)) * SHRINK
-        if own_is_new and label != own:
+        if scratch.own_is_new[i] and label != own:
             g = groups.group_of[own]
             lower[i, g] = min(np.float64(lower[i, g]), np.sqrt(own_sq_dist) * SHRINK)
+
+
+@jit(inner=True)
+def _bound_group(centers, groups, scratch, g, labels, lower, sq_norms):
+    """Bounds of the listed rows for the centers of group g other than the own one."""
+    first, farthest = groups.starts[g], groups.norms[g]
+    for p in range(scratch.lengths[g]):
+        i = scratch.lists[g, p]
+        is_own = groups.order[first + scratch.listed_nearest[g, p]] == labels[i]
+        score = np.float64(scratch.listed_second[g, p] if is_own else scratch.listed_least[g, p])
+        error = centers.error * (farthest * (scratch.norms[i] + 0.5 * farthest) + sq_norms[i])
+        bound = np.sqrt(max(2.0 * (score - error) + sq_norms[i], 0.0)) * SHRINK
+        lower[i, g] = bound if score < np.inf else 0.0  # infinite where numbers overflow: nothing is known

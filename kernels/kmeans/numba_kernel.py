@@ -115,13 +115,13 @@ def _vector(v: Tensor | None, dtype: np.dtype) -> NDArray:
 class _Job:
     """One call's inputs as the tiles want them, and each worker's scratch."""
 
-    def __init__(self, x: Tensor, centers: Tensor) -> None:
+    def __init__(self, x: Tensor, centers: Tensor, shift: NDArray | None = None) -> None:
         self.torch_dtype = working_dtype(x, centers)
         dtype = numpy_dtype(self.torch_dtype)
         self.n, self.d = x.shape
         self.k = centers.shape[0]
         self.rows = Rows(x, dtype)
-        self.centers = tiles.prepare_centers(as_array(centers, dtype))
+        self.centers = tiles.prepare_centers(as_array(centers, dtype), shift)
         self.block = block_rows(self.n, row_ns=distances_ns(self.d, self.k))
         workers = n_workers(-(-self.n // self.block))
         self.scratch = [tiles.make_scratch(self.d, dtype) for _ in range(workers)]

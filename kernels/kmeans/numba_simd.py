@@ -1,15 +1,18 @@
-"""Two inner loops that LLVM would not vectorise by itself, each over 64 rows in vector lanes.
+"""Three inner loops that LLVM would not vectorise by itself.
 
-``sq_distances`` measures rows to one center by differences, ``two_smallest`` keeps the best center of each
-lane, and the runner-up's score, in registers while it runs over centers.
+Over 64 rows in vector lanes, ``sq_distances`` measures rows to one center by differences and ``two_smallest``
+keeps the best center of each lane, and the runner-up's score, in registers while it runs over centers.
+``row_products`` multiplies a few rows with a few centers where both lie, features in the lanes.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from llvmlite import ir
 from numba import types
 
-from fastdc.kernels._vectors import LANES, VECTORS, Vectors, index, intrinsic, loop
+from fastdc.kernels._vectors import LANES, ROWS, VECTORS, Vectors, index, intrinsic, loop
 
 
 @intrinsic
@@ -84,3 +87,54 @@ def two_smallest(typingctx, tile, offsets, first, count, best, second, nearest, 
         return context.get_dummy_value()
 
     return signature, codegen
+
+
+def _make_row_products(n_centers: int) -> Any:
+    @intrinsic
+    def row_products(typingctx, x, rows, first_row, shift, factors, first_center, tile, place, stride):
+        """tile[place + j * stride + i] = (x[rows[first_row + i]] - shift) . factors[first_center + j].
+
+        For VECTORS rows i and n_centers centers j; x and factors (…, n_features) with at least a vector of features.
+        """
+        signature = types.void(x, rows, types.intp, shift, factors, types.intp, tile, types.intp, types.intp)
+
+        def codegen(context, builder, sig, args):
+            x, rows, first_row, shift, factors, first_center, tile, place, stride = args
+            v = Vectors(context, builder, sig.args[0].dtype)
+            n_features = builder.extract_value(context.make_array(sig.args[0])(context, builder, x).shape, 1)
+            numbers = v.data(sig.args[1], rows, first_row)
+            starts = [builder.mul(builder.load(v.at(numbers, index(i))), n_features) for i in range(VECTORS)]
+            x_rows = [v.data(sig.args[0], x, start) for start in starts]
+            places = [builder.mul(builder.add(first_center, index(j)), n_features) for j in range(n_centers)]
+            c_rows = [v.data(sig.args[4], factors, start) for start in places]
+            shifts = v.data(sig.args[3], shift, index(0))
+
+            def add(d, sums, load):
+                offset = load(v.at(shifts, d))
+                left = [builder.fsub(load(v.at(row, d)), offset) for row in x_rows]
+                right = [load(v.at(row, d)) for row in c_rows]
+                pairs = [(a, b) for b in right for a in left]
+                return [v.fma(a, b, total) for (a, b), total in zip(pairs, sums)]
+
+            def body(i, sums):
+                return add(builder.mul(i, index(v.size)), sums, v.load)
+
+            whole = builder.udiv(n_features, index(v.size))
+            sums = loop(builder, whole, [v.zeros()] * (n_centers * VECTORS), body)
+            done = builder.mul(whole, index(v.size))
+            left_over = v.below(builder.sub(n_features, done))
+            sums = add(done, sums, lambda pointer: v.load_some(pointer, left_over))
+            out = v.data(sig.args[6], tile, place)
+            for position, total in enumerate(sums):
+                j, i = divmod(position, VECTORS)
+                target = v.at(out, builder.add(builder.mul(index(j), stride), index(i)))
+                builder.store(v.total(total, reassociate=True), target)
+            return context.get_dummy_value()
+
+        return signature, codegen
+
+    return row_products
+
+
+row_products = _make_row_products(ROWS)
+row_products_one = _make_row_products(1)

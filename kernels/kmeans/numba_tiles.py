@@ -59,16 +59,19 @@ class Totals(NamedTuple):
     n_changed: NDArray  # (1,) int64
 
 
-def prepare_centers(raw: NDArray) -> Centers:
+def prepare_centers(raw: NDArray, shift: NDArray | None = None) -> Centers:
+    """With ``shift``, as a call before returned it, in place of the mean of these centers."""
     prepare(raw.dtype)
     n_clusters, n_features = raw.shape
     unit = float(np.finfo(raw.dtype).eps) / 2
-    shift = np.zeros(padded(n_features), raw.dtype)
     if n_features <= BY_DIFFERENCES:
-        return Centers(raw, shift, raw, np.zeros(n_clusters, raw.dtype), (n_features + 4) * unit)
+        nothing = np.zeros(padded(n_features), raw.dtype)
+        return Centers(raw, nothing, raw, np.zeros(n_clusters, raw.dtype), (n_features + 4) * unit)
     with np.errstate(over="ignore", invalid="ignore"):
-        mean = raw.mean(axis=0, dtype=np.float64).astype(raw.dtype)
-        shift[:n_features] = np.where(np.isfinite(mean), mean, 0)
+        if shift is None:
+            shift = np.zeros(padded(n_features), raw.dtype)
+            mean = raw.mean(axis=0, dtype=np.float64).astype(raw.dtype)
+            shift[:n_features] = np.where(np.isfinite(mean), mean, 0)
         factors = shift[:n_features] - raw
         offsets = (np.einsum("kd,kd->k", factors, factors, dtype=np.float64) / 2).astype(raw.dtype)
     longest_chain = min(n_features, INNER) + -(-n_features // INNER)
