@@ -8,6 +8,7 @@ from fastdc import KMeans
 from fastdc.cluster.lloyd import lloyd
 from fastdc.kernels.kmeans import LloydSteps, kmeans_plusplus, kmeans_step
 from fastdc.kernels.kmeans.bounds import FEWEST_CENTERS
+from fastdc.kernels.kmeans.restless import Forecast
 
 
 def make_points(kind, n, d, dtype=torch.float32, seed=0):
@@ -82,17 +83,56 @@ def test_centers_that_jump():
         labels = got.labels
 
 
-def test_distances_are_skipped_and_bounds_rest_where_they_do_not_pay():
-    x = make_points("groups", 4000, 16)
-    steps, labels, centers = LloydSteps(x, None), None, kmeans_plusplus(x, 64, random_state=0).centers
-    for _ in range(12):
+def run_steps(steps, centers, n_steps):
+    labels = None
+    for _ in range(n_steps):
         step = steps(centers, labels)
         labels, centers = step.labels, (step.sums / step.counts.clamp(min=1)[:, None]).float()
-    assert steps.memory is not None
-    assert steps.memory.step(centers, labels)[1] < 0.5
-    steps(make_points("normal", 64, 16, seed=2), labels)
-    assert steps.memory is None
-    assert steps.rest > 0
+    return centers, labels
+
+
+def test_distances_are_skipped_and_bounds_rest_where_they_do_not_pay():
+    x = make_points("groups", 4000, 16)
+    steps = LloydSteps(x, None)
+    centers, labels = run_steps(steps, kmeans_plusplus(x, 64, random_state=0).centers, 12)
+    steps(centers, labels)
+    assert steps.memory.share < 0.5
+    steps(make_points("normal", 64, 16, seed=2), labels)  # all centers move far
+    assert steps.memory.lower is None
+
+
+def test_restless_centers_are_looked_at_by_all_rows_and_come_home():
+    """Three centers jump at every second pass: forecast as restless, and every pass is a plain one's equal."""
+    x = make_points("groups", 3000, 24)
+    steps = LloydSteps(x, None, "bounds")
+    centers, labels = run_steps(steps, kmeans_plusplus(x, 96, random_state=0).centers, 20)
+    n_restless = []
+    for i in range(8):
+        moved = centers.clone()
+        if i % 2:
+            moved[[5, 40, 77]] = x[[i, 100 * i, 300 * i]]
+        expected = kmeans_step(x, moved, previous_labels=labels)
+        got = steps(moved, labels)
+        assert all(torch.equal(a, b) for a, b in zip(got, expected))
+        labels = got.labels
+        n_restless.append(int(steps.memory.restless.sum()))
+    assert max(n_restless) >= 3
+    assert min(n_restless) < 96 / 4
+
+
+def test_the_forecast_counts_the_groups_that_moves_reach():
+    """Rows on a line, own center at distance 0, one other group at 10: moves of 2 reach it in 5 passes."""
+    centers = torch.tensor([[0.0], [10.0], [11.0], [-1e6]])
+    forecast = Forecast(torch.zeros(64, 1), np.array([0, 1, 1, 2]))
+    before = centers + torch.tensor([[0.0], [2.0], [1.0], [0.0]])
+    share, restless = forecast.choose(centers, before, np.zeros(4, np.bool_))
+    assert share == pytest.approx(0.2 * 2 / 4)
+    assert not restless.any()
+    lone = centers + torch.tensor([[0.0], [100.0], [0.0], [0.0]])
+    share, restless = forecast.choose(centers, lone, np.zeros(4, np.bool_))
+    assert share == pytest.approx(1 / 4)
+    assert restless.tolist() == [False, True, False, False]
+    assert np.isnan(Forecast(torch.full((64, 1), torch.nan), np.zeros(4, np.int64)).choose(centers, lone, restless)[0])
 
 
 def test_estimator():

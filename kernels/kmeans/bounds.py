@@ -11,10 +11,9 @@ from fastdc.kernels.kmeans.op import KMeansStep, kmeans_step
 
 ALGORITHMS = ("auto", "lloyd", "bounds")
 FEWEST_CENTERS, FEWEST_FEATURES = 16, 9  # below, a plain pass is as fast
-QUIET = 8  # bounds begin when less than one row in so many changes its label
-PAYING = 0.6  # share of the pairs of a row and a group; where more are looked at, a plain pass is faster
+QUIET = 8  # bounds are thought of when less than one row in so many changes its label
+PAYING = 0.75  # share of the distances; where more have to be made, a plain pass is faster
 LARGEST = 1e15  # coordinate of a center; beyond, and with NaN, passes are plain
-REST = 8  # plain passes before bounds are tried again; twice as many after each try in vain
 
 
 class LloydSteps:
@@ -22,7 +21,8 @@ class LloydSteps:
 
     On CPUs each row keeps a lower bound of its distance to each of a few groups of centers (Yinyang k-means): where
     the bound, less the farthest move of the group's centers, is above the distance to the own center, the group is
-    skipped. Bounds begin once labels are quiet, and rest while they do not pay.
+    skipped. Centers that move farther than the others are taken out of their groups while they do, and compared with
+    all rows. Bounds begin once labels are quiet, when a forecast on a few rows says that they pay.
 
     Parameters
     ----------
@@ -36,8 +36,8 @@ class LloydSteps:
 
     Notes
     -----
-    Memory: 4 bytes a row and group, of which there are at most 64 and about sqrt(n_clusters); and 20 KB a thread
-    and group.
+    Memory: 8 bytes a row and 4 a row and group, of which there are at most 65, about sqrt(n_clusters) and for long
+    rows up to n_clusters / 6; and 12 KB a thread and group.
 
     References
     ----------
@@ -52,15 +52,16 @@ class LloydSteps:
             raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
         self.x, self.sample_weight, self.algorithm, self.backend = x, sample_weight, algorithm, backend
         self.n_changed: Tensor | None = None  # by the last call
+        self.before: Tensor | None = None  # centers of the last call
         self.quiet = algorithm == "bounds"
-        self.rest, self.pause = 0, REST
         self.memory: Any = None
 
     def __call__(self, centers: Tensor, previous_labels: Tensor | None) -> KMeansStep:
         """One pass; ``previous_labels`` are those of the call before."""
-        if previous_labels is not None and self._can_skip(centers) and self._begins():
-            step = self._bounded_step(centers, previous_labels)
-        else:
+        step = None
+        if previous_labels is not None and self.before is not None and self._can_skip(centers) and self._is_quiet():
+            step = self._bounded_step(centers, self.before, previous_labels)
+        if step is None:
             step = kmeans_step(
                 self.x,
                 centers,
@@ -68,7 +69,7 @@ class LloydSteps:
                 previous_labels=previous_labels,
                 backend=self.backend,
             )
-        self.n_changed = step.n_changed
+        self.n_changed, self.before = step.n_changed, centers
         return step
 
     def _can_skip(self, centers: Tensor) -> bool:
@@ -80,20 +81,18 @@ class LloydSteps:
             return False
         return float(centers.abs().max()) < LARGEST
 
-    def _begins(self) -> bool:
-        """Whether this call is one with bounds."""
+    def _is_quiet(self) -> bool:
         self.quiet = self.quiet or (self.n_changed is not None and QUIET * int(self.n_changed) <= len(self.x))
-        self.rest -= 1 if self.quiet else 0
-        return self.quiet and self.rest < 0
+        return self.quiet
 
-    def _bounded_step(self, centers: Tensor, previous_labels: Tensor) -> KMeansStep:
+    def _bounded_step(self, centers: Tensor, before: Tensor, previous_labels: Tensor) -> KMeansStep | None:
+        """A pass with bounds, or None where it would not pay."""
         from fastdc.kernels.kmeans.numba_bounded_step import Memory
 
-        first = self.memory is None
-        if first:
+        if self.memory is None:
             self.memory = Memory(self.x, self.sample_weight, centers)
-        step, share = self.memory.step(centers, previous_labels)
-        if not first and share > PAYING and self.algorithm == "auto":
-            self.memory, self.rest = None, self.pause
-            self.pause *= 2
-        return KMeansStep(*step)
+        share, restless = self.memory.forecast.choose(centers, before, self.memory.restless)
+        if self.algorithm == "auto" and not share < PAYING:
+            self.memory.forget()
+            return None
+        return KMeansStep(*self.memory.step(centers, before, restless, previous_labels))

@@ -15,6 +15,7 @@ from fastdc.kernels.kmeans import numba_tiles as tiles
 from fastdc.kernels.kmeans.balanced import balanced_assignment
 from fastdc.kernels.kmeans.numba_kernel import _Job, _vector
 from fastdc.kernels.kmeans.op import kmeans_step
+from fastdc.kernels.kmeans.restless import Forecast
 from fastdc.kernels.kmeans.update import center_update_torch
 
 SMALLEST_GROUP, MOST_GROUPS = 12, 64
@@ -23,24 +24,40 @@ GROUPING_STEPS = 5  # of k-means over the centers
 
 
 class Memory:
-    """Groups of centers, where the centers were, and each row's bounds."""
+    """Groups of centers, where the centers were, and each row's bounds.
+
+    Each center has a group for good, its home. The last group is that of the restless centers, which all rows look
+    at: one that moves far would take the bounds of its whole home with it. Who is restless may change with each
+    pass; a center that comes home brings the bound of the restless group along.
+    """
 
     def __init__(self, x: Tensor, sample_weight: Tensor | None, centers: Tensor) -> None:
         self.x = x
         self.weights = _vector(sample_weight, np.dtype(np.float64))
-        self.group_of = _group(centers)
-        self.before = centers
-        n_groups = int(self.group_of.max()) + 1
-        self.lower = np.zeros((len(x), n_groups), np.float32)
-        self.sq_norms = np.full(len(x), -1.0)
+        self.home = _group(centers)
+        self.n_homes = int(self.home.max()) + 1
+        self.forecast = Forecast(x, self.home)
+        self.restless = np.zeros(len(centers), np.bool_)
         self.shift: NDArray | None = None  # the same in all passes, so that norms hold
+        self.sq_norms = np.full(len(x), -1.0)
+        self.lower: NDArray | None = None
+        self.share = 1.0  # of the pairs of a row and a group that the last pass looked at
 
-    def step(self, centers: Tensor, previous_labels: Tensor) -> tuple[tuple[Tensor, ...], float]:
-        """labels, sums, counts, inertia and n_changed; and the share of pairs of a row and a group looked at."""
+    def forget(self) -> None:
+        """Bounds that a plain pass will make out of date."""
+        self.lower = None
+
+    def step(self, centers: Tensor, before: Tensor, restless: NDArray, previous_labels: Tensor) -> tuple[Tensor, ...]:
+        """labels, sums, counts, inertia and n_changed.
+
+        ``before`` are the centers of the last pass, ``restless`` (n_clusters,) marks those that all rows look at.
+        """
+        if self.lower is None:
+            self.lower = np.zeros((len(self.x), self.n_homes + 1), np.float32)
+        lower, sq_norms = self.lower, self.sq_norms
         job = _Job(self.x, centers, self.shift)
         self.shift = job.centers.shift
-        groups = self._groups(job.centers, centers)
-        self.before = centers
+        groups = self._groups(job.centers, centers, before, restless)
         previous = previous_labels.contiguous().numpy()
         labels = torch.empty(job.n, dtype=torch.int64)
         label_rows = labels.numpy()
@@ -59,8 +76,8 @@ class Memory:
                     groups,
                     scratch[worker],
                     label_rows[here],
-                    self.lower[here],
-                    self.sq_norms[here],
+                    lower[here],
+                    sq_norms[here],
                     job.sq_dists[worker][: stop - start],
                     self.weights[here],
                     previous[here],
@@ -72,22 +89,29 @@ class Memory:
 
         run_blocks(job.n, job.block, work, commit)
         tensors = [torch.from_numpy(array) for array in (total.sums, total.counts, total.inertia, total.n_changed)]
-        step = labels, tensors[0], tensors[1], tensors[2][0], tensors[3][0]
-        return step, float(looks.sum()) / self.lower.size
+        self.share = float(looks.sum()) / lower.size
+        return labels, tensors[0], tensors[1], tensors[2][0], tensors[3][0]
 
-    def _groups(self, prepared: tiles.Centers, centers: Tensor) -> bounds.Groups:
-        order = np.argsort(self.group_of, kind="stable")
-        n_groups = self.lower.shape[1]
+    def _groups(self, prepared: tiles.Centers, centers: Tensor, before: Tensor, restless: NDArray) -> bounds.Groups:
+        n_groups = self.n_homes + 1
+        group_of = np.where(restless, self.n_homes, self.home)
+        returns = np.zeros(n_groups, np.bool_)
+        returns[self.home[self.restless & ~restless]] = True
+        self.restless = restless
+        order = np.argsort(group_of, kind="stable")
         norms = np.linalg.norm(prepared.factors.astype(np.float64), axis=1)
-        moves = np.linalg.norm((centers.double() - self.before.double()).numpy(), axis=1) * (1.0 + 1e-12)
+        moves = np.linalg.norm((centers.double() - before.double()).numpy(), axis=1) * (1.0 + 1e-12)
+        moves = _largest(moves, group_of, n_groups)
+        moves[-1] = np.inf
         return bounds.Groups(
             order=order,
-            starts=np.searchsorted(self.group_of[order], np.arange(n_groups + 1)),
-            group_of=self.group_of,
+            starts=np.searchsorted(group_of[order], np.arange(n_groups + 1)),
+            group_of=group_of,
             factors=np.ascontiguousarray(prepared.factors[order]),
             offsets=prepared.offsets[order],
-            norms=_largest(norms, self.group_of, n_groups),
-            moves=_largest(moves, self.group_of, n_groups),
+            norms=_largest(norms, group_of, n_groups),
+            moves=moves,
+            returns=returns,
         )
 
 

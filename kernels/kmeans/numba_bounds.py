@@ -36,7 +36,8 @@ class Groups(NamedTuple):
     factors: NDArray  # (n_clusters, n_features) of numba_tiles.Centers, in that order
     offsets: NDArray  # (n_clusters,)
     norms: NDArray  # (n_groups,) float64: the largest shifted norm
-    moves: NDArray  # (n_groups,) float64: the farthest that a center moved since the last pass
+    moves: NDArray  # (n_groups,) float64: the farthest that a center moved since the last pass; inf: look at all
+    returns: NDArray  # (n_groups,) whether a center has come back from the last group
 
 
 class Scratch(NamedTuple):
@@ -117,9 +118,13 @@ def _find_groups(x, centers, groups, scratch, labels, lower, sq_norms, sq_dists)
         scratch.distances[i] = np.sqrt(sq_dists[i]) * GROW
         bounds = lower[i]
         for g in range(groups.moves.size):
-            bounds[g] = max(np.float64(bounds[g]) - groups.moves[g], 0.0) * SHRINK
+            bound = min(bounds[g], bounds[-1]) if groups.returns[g] else bounds[g]
+            bounds[g] = max(np.float64(bound) - groups.moves[g], 0.0) * SHRINK
         scratch.own_is_new[i] = own >= 0 and np.float64(bounds[groups.group_of[own]]) > scratch.distances[i]
     for g in range(groups.moves.size):
+        scratch.lengths[g] = 0
+        if groups.starts[g] == groups.starts[g + 1]:
+            continue
         length, rows = 0, scratch.lists[g]
         for i in range(x.shape[0]):  # without a branch, which nothing could foresee
             looks = not np.float64(lower[i, g]) > scratch.distances[i]
@@ -138,7 +143,7 @@ def _find_groups(x, centers, groups, scratch, labels, lower, sq_norms, sq_dists)
 def _score_groups(x, centers, groups, scratch):
     """Least and second least score of each listed row among the centers of its groups."""
     n_groups = groups.moves.size
-    if scratch.lengths.min() == x.shape[0]:  # all rows with all groups: each row is loaded once
+    if scratch.lengths[: n_groups - 1].min() == x.shape[0]:  # all rows, all groups: each row is loaded once
         for start in range(0, x.shape[0], LANES):
             for g in range(n_groups):
                 _score_some(x, centers, groups, scratch, g, start, g == 0)
