@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 BY_DIFFERENCES = 16  # features up to which differences x - c are as fast as a product, on CPUs and GPUs
+INTERPRETER = "ieee"  # of Triton kernels whose tensors are on the CPU
 PRECISIONS = ("ieee", "tf32x3", "bf16x6", "tf32", "bf16")
 
 
@@ -34,5 +35,5 @@ def resolve_precision(precision: str | None, backend: str, x: Tensor) -> str:
     if precision is not None:
         return precision
     if x.device.type != "cuda":
-        return "ieee"  # Triton's interpreter
+        return INTERPRETER
     return "bf16x6" if torch.version.hip else "tf32x3"

@@ -9,7 +9,10 @@ import sys
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from fastdc.kernels._launches import Launch
 
 TARGETS: dict[str, tuple[str, Any, int]] = {
     "sm_80": ("cuda", 80, 32),
@@ -27,7 +30,17 @@ class Compiled(NamedTuple):
     registers: int  # of a thread
     spills: int  # bytes of registers stored (NVIDIA), or registers (AMD), of a thread
     shared_bytes: int  # of a program
-    uses_matrix_units: bool
+    num_warps: int
+    matrix_instruction: str  # by which products are made on matrix units; empty where none are
+    code: bytes  # a cubin, or the text of AMD's assembler
+
+    @property
+    def uses_matrix_units(self) -> bool:
+        return bool(self.matrix_instruction)
+
+    def instructions(self) -> str:
+        """The machine code in words."""
+        return _run_on(self.code, "nvdisasm") if self.code.startswith(b"\x7fELF") else self.code.decode()
 
 
 def cross_compile(
@@ -63,17 +76,37 @@ def cross_compile(
     compiled = triton.compile(source, target=GPUTarget(*TARGETS[chip]), options=options)
     if chip.startswith("gfx"):
         assembly = compiled.asm["amdgcn"]
+        code = assembly.encode()
         registers = _numbers(r"\.vgpr_count:\s*(\d+)", assembly)
         spills = _numbers(r"\.vgpr_spill_count:\s*(\d+)", assembly)
     else:
         assembly = compiled.asm["ptx"]
-        usage = _run_on(compiled.asm["cubin"], "cuobjdump", "--dump-resource-usage")
+        code = compiled.asm["cubin"]
+        usage = _run_on(code, "cuobjdump", "--dump-resource-usage")
         registers = _numbers(r"REG:(\d+)", usage)
         spills = [0]
         if any(_numbers(r"(?:STACK|LOCAL):(\d+)", usage)):  # a stack may hold other things than spilled registers
-            code = _run_on(compiled.asm["cubin"], "nvdisasm")
-            spills = [int(bits or 32) // 8 for bits in re.findall(r"\bSTL(?:\.(64|128))?\b", code)]
-    return Compiled(max(registers), sum(spills), compiled.metadata.shared, bool(_MATRIX_INSTRUCTIONS.search(assembly)))
+            words = _run_on(code, "nvdisasm")
+            spills = [int(bits or 32) // 8 for bits in re.findall(r"\bSTL(?:\.(64|128))?\b", words)]
+    used = _MATRIX_INSTRUCTIONS.search(assembly)
+    metadata = compiled.metadata
+    return Compiled(
+        max(registers), sum(spills), metadata.shared, metadata.num_warps, used.group() if used else "", code
+    )
+
+
+def compile_launch(launch: Launch, chip: str) -> Compiled:
+    """Build what a launcher would start on a chip; see :func:`fastdc.kernels._launches.launches`."""
+    types, constants, options = dict(launch.types), dict(launch.constants), dict(launch.options)
+    return cross_compile(launch.load(), types, constants, chip, aligned=launch.aligned, **options)
+
+
+def assert_fits(launch: Launch, chip: str) -> Compiled:
+    """Build a launch and see that it keeps its numbers in registers and its tiles in shared memory."""
+    compiled = compile_launch(launch, chip)
+    assert compiled.spills == 0, f"{launch} spills {compiled.spills} on {chip}"
+    assert compiled.shared_bytes <= SHARED_BYTES[chip], f"{launch} wants {compiled.shared_bytes} bytes on {chip}"
+    return compiled
 
 
 def _run_on(content: bytes, tool: str, *options: str) -> str:

@@ -26,6 +26,7 @@ class Chip(NamedTuple):
 
     n_processors: int
     capability: int  # NVIDIA's compute capability times ten; 0 on AMD
+    shared_bytes: int = 48 << 10  # shared memory that one program may use
 
 
 INTERPRETER = Chip(n_processors=2, capability=90)
@@ -45,11 +46,10 @@ def chip_of(x: Tensor) -> Chip:
     """The chip that holds x; Triton's interpreter for CPU tensors."""
     if x.device.type != "cuda":
         return INTERPRETER
-    n_processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    if torch.version.hip:
-        return Chip(n_processors, 0)
-    major, minor = torch.cuda.get_device_capability(x.device)
-    return Chip(n_processors, 10 * major + minor)
+    properties = torch.cuda.get_device_properties(x.device)
+    shared_bytes = getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
+    capability = 0 if torch.version.hip else 10 * properties.major + properties.minor
+    return Chip(properties.multi_processor_count, capability, shared_bytes)
 
 
 def product_precision(precision: str, n_features: int, dtype: torch.dtype) -> str:

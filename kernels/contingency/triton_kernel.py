@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastdc.kernels._triton import chip_of
 from fastdc.kernels.contingency.axis import check_range
 
 PARTIAL_BYTES = 1 << 26  # all partial tables together
@@ -41,8 +42,7 @@ def contingency_counts_triton(
 ) -> Tensor:
     """int64 (n_rows, n_columns) counts of the pairs (labels_true - row_low, labels_pred - column_low)."""
     n, n_cells, device = len(labels_true), n_rows * n_columns, labels_true.device
-    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-    choice = launch(n, n_cells, processors)
+    choice = launch(n, n_cells, chip_of(labels_true).n_processors)
     # one cell more than the table: pairs outside of it are counted there
     partials = torch.zeros((choice.n_partials, n_cells + 1), dtype=torch.int64, device=device)
     with torch.cuda.device_of(labels_true):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import ALL_REGISTERS
+from fastdc.kernels._triton import ALL_REGISTERS, chip_of
 from fastdc.kernels.kmeans import triton_tiles as tiles
 
 PIECE = 512  # sorted rows that one program sums
@@ -65,7 +65,7 @@ def nearest_center(x: Tensor, centers: Tensor, precision: str) -> tuple[Tensor, 
     labels = torch.empty(n, dtype=torch.int64, device=x.device)
     sq_dists = torch.empty(n, dtype=dtype, device=x.device)
     unsure = torch.empty(n, dtype=torch.int8, device=x.device)
-    choice = launch(d, dtype.itemsize, precision, _shared_memory(x.device))
+    choice = launch(d, dtype.itemsize, precision, chip_of(x).shared_bytes)
     slope, constant = SPLIT_ERROR.get(precision, (0, 0))
     with torch.cuda.device_of(x):
         tiles._nearest_center_kernel[(triton.cdiv(n, choice.block_n),)](
@@ -212,11 +212,3 @@ class Seeding:
                 BLOCK_D=min(128 // self.dtype.itemsize, triton.next_power_of_2(d)),
                 num_warps=4,
             )
-
-
-def _shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that one program may use; under the interpreter those of a small GPU."""
-    if device.type != "cuda":
-        return 48 << 10
-    properties = torch.cuda.get_device_properties(device)
-    return getattr(properties, "shared_memory_per_block_optin", properties.shared_memory_per_block)
