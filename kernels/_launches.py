@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastdc.kernels import _backend, _precision, _triton
-from fastdc.kernels._calls import Material, Size, op_of, results, takes_precision
+from fastdc.kernels._calls import Material, Size, results, takes_precision
 
 TYPES = {
     torch.float64: "fp64", torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
@@ -55,7 +55,7 @@ def default_precision(chip: str) -> str:
 def launches(
     name: str, chip: str, size: Size, dtype: str = "fp32", precision: str | None = None, strided: bool = False
 ) -> list[Launch]:
-    """The different launches of a call of ``_calls.CALLS`` on a chip, gradients included.
+    """All launches of a call of ``_calls.CALLS`` on a chip, in order, gradients included.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def launches(
     options = {"precision": precision} if precision and takes_precision(name) and dtype != "fp64" else {}
     with recorded(chip) as found:
         results(name, material, backend="triton", **options)
-    return list(dict.fromkeys(found))
+    return found
 
 
 @contextmanager
@@ -120,9 +120,7 @@ def _launch(kernel: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
             aligned.append(parameter.name)
     options = tuple((name, value) for name, value in keywords.items() if name not in names)
     module = kernel.fn.__module__
-    return Launch(
-        module, kernel.fn.__name__, tuple(types.items()), tuple(constants.items()), tuple(aligned), options
-    )
+    return Launch(module, kernel.fn.__name__, tuple(types.items()), tuple(constants.items()), tuple(aligned), options)
 
 
 def _type(value: Any) -> str:

@@ -40,7 +40,7 @@ class Compiled(NamedTuple):
 
     def instructions(self) -> str:
         """The machine code in words."""
-        return _run_on(self.code, "nvdisasm") if self.code.startswith(b"\x7fELF") else self.code.decode()
+        return _run_on(self.code, "nvdisasm", "-c") if self.code.startswith(b"\x7fELF") else self.code.decode()
 
 
 def cross_compile(
@@ -86,7 +86,7 @@ def cross_compile(
         registers = _numbers(r"REG:(\d+)", usage)
         spills = [0]
         if any(_numbers(r"(?:STACK|LOCAL):(\d+)", usage)):  # a stack may hold other things than spilled registers
-            words = _run_on(code, "nvdisasm")
+            words = _run_on(code, "nvdisasm", "-c")
             spills = [int(bits or 32) // 8 for bits in re.findall(r"\bSTL(?:\.(64|128))?\b", words)]
     used = _MATRIX_INSTRUCTIONS.search(assembly)
     metadata = compiled.metadata
