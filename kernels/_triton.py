@@ -57,16 +57,23 @@ def product_precision(precision: str, n_features: int, dtype: torch.dtype) -> st
     return "ieee" if n_features <= BY_DIFFERENCES or dtype == torch.float64 else precision
 
 
-def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip) -> Launch:
-    """Tiles that stay in registers on every supported chip; see the compile tests for what each one takes.
+def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip, *, wide: bool = False) -> Launch:
+    """Tiles that stay in registers on every supported chip; ``python -m bench.gpu_static`` says what each one takes.
 
-    ``precision`` is that of :func:`product_precision`, ``itemsize`` that of the working dtype.
+    ``precision`` is that of :func:`product_precision`, ``itemsize`` that of the working dtype. ``wide`` is for
+    kernels that keep little beside the product.
+
+    Up to sm_90 a warp multiplies 16 rows: with more warps than a sixteenth of the rows, some would make the products
+    of others once more.
     """
     if precision == "ieee":
         return Launch(64 if itemsize == 8 else 128, 16, 16, 8, 1)
-    # before sm_90 both factors of a product come out of registers
-    widest, num_warps = (64, 8) if chip.capability >= 90 else (32, 8 if chip.capability else 4)
-    return Launch(64, min(widest, max(16, triton.next_power_of_2(n_clusters))), 16, num_warps, 1)
+    block_k = max(16, triton.next_power_of_2(n_clusters))
+    if wide and chip.capability:
+        return Launch(128, min(64, block_k), 16, 8, 1)
+    if chip.capability >= 100:
+        return Launch(64, min(64, block_k), 16, 8, 1)
+    return Launch(64, min(32, block_k), 16, 4, 1)
 
 
 class Tile(NamedTuple):
