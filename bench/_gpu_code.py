@@ -128,8 +128,9 @@ def costs(code: Code, constants: Mapping[str, object], num_warps: int) -> Costs 
     of_a_turn = entries * int(str(constants.get("BLOCK_D", 1))) / num_warps
     a_product = sum(len_of(loop) / of_a_turn for loop in products)
     work = sum(sum(code.products[loop.first : loop.last + 1]) for loop in products) / of_a_turn
-    if not products and "PRECISION" in constants and innermost:
-        products = [max(innermost, key=lambda loop: code.counts(loop)["float"])]
+    nested = [loop for loop in innermost if "PRECISION" in constants or any(o.holds(loop) for o in code.loops)]
+    if not products and nested:
+        products = [max(nested, key=lambda loop: code.counts(loop)["float"])]
         floats = code.counts(products[0])["float"]
         a_product = len_of(products[0]) / (16.0 * floats) if floats else 0.0
     whole = Loop(0, len(code.kinds) - 1)

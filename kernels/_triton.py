@@ -57,11 +57,11 @@ def product_precision(precision: str, n_features: int, dtype: torch.dtype) -> st
     return "ieee" if n_features <= BY_DIFFERENCES or dtype == torch.float64 else precision
 
 
-def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip, *, wide: bool = False) -> Launch:
+def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip, *, beside: int = 1) -> Launch:
     """Tiles that stay in registers on every supported chip; ``python -m bench.gpu_static`` says what each one takes.
 
-    ``precision`` is that of :func:`product_precision`, ``itemsize`` that of the working dtype. ``wide`` is for
-    kernels that keep little beside the product.
+    ``precision`` is that of :func:`product_precision`, ``itemsize`` that of the working dtype; ``beside`` says how
+    many tiles of numbers a kernel keeps while it makes a product: 0, 1, or 2 for more.
 
     Up to sm_90 a warp multiplies 16 rows: with more warps than a sixteenth of the rows, some would make the products
     of others once more.
@@ -69,11 +69,12 @@ def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip, *, wide: 
     if precision == "ieee":
         return Launch(64 if itemsize == 8 else 128, 16, 16, 8, 1)
     block_k = max(16, triton.next_power_of_2(n_clusters))
-    if wide and chip.capability:
+    if beside == 0 and chip.capability:
         return Launch(128, min(64, block_k), 16, 8, 1)
     if chip.capability >= 100:
         return Launch(64, min(64, block_k), 16, 8, 1)
-    return Launch(64, min(32, block_k), 16, 4, 1)
+    widest = 16 if beside > 1 and 0 < chip.capability < 90 else 32  # both factors come out of registers there
+    return Launch(64, min(widest, block_k), 16, 4, 1)
 
 
 class Tile(NamedTuple):
