@@ -59,12 +59,13 @@ def test_faiss_on_the_gpu():
     if not hasattr(faiss, "StandardGpuResources"):
         pytest.skip("this faiss has no GPU part")
     x = make_points(600, 20).cuda()
-    found, expected = (knn(x, 9, algorithm=algorithm) for algorithm in ("faiss", "exact"))
+    found, expected, listed = (knn(x, 9, algorithm=algorithm) for algorithm in ("faiss", "exact", "ivf"))
     assert torch.equal(found.indices, expected.indices)
+    assert (found.indices[:, :, None] == listed.indices[:, None]).any(2).float().mean() > 0.8
     with pytest.raises(BackendError, match="faiss finds fewer than 2048 neighbours on GPUs, 2048 are wanted"):
         choose_algorithm(x, 2048, algorithm="faiss", faiss=True)
-    with pytest.raises(BackendError, match="'ivf' needs CPU tensors; move x with"):
-        choose_algorithm(x, 9, algorithm="ivf", faiss=True)
+    with pytest.raises(BackendError, match="'hnsw' needs CPU tensors; move x with"):
+        choose_algorithm(x, 9, algorithm="hnsw", faiss=True)
 
 
 @pytest.mark.peers("faiss")

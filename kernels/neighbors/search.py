@@ -11,12 +11,15 @@ from torch import Tensor
 
 from fastdc.kernels._backend import BackendError
 from fastdc.kernels._checks import check_finite
+from fastdc.kernels.neighbors.choice import LARGEST_K_ON_GPU
 from fastdc.kernels.neighbors.points import metric_rows
 from fastdc.kernels.neighbors.rescore import best_of
 
 LINKS, BUILD_BEAM, SEARCH_BEAM = 32, 100, 64  # of the graph of hnsw
 LEAST_A_LIST = 39  # points that faiss wants for each list of ivf
 LEAST_PROBES, PROBED_SHARE = 16, 8  # lists of ivf that a query looks into: one in eight, 16 at least
+TRAINING_ROWS_A_LIST = 64  # on GPUs, where faiss trains from host memory
+SCRATCH_BYTES = 256 << 20  # of GPU memory that faiss works in, for the length of a call
 
 
 def knn_faiss(
@@ -55,10 +58,19 @@ def search_cpu(faiss: Any, points: Tensor, rows: Tensor, wanted: int, metric: st
 
 
 def search_gpu(faiss: Any, points: Tensor, rows: Tensor, wanted: int, metric: str, algorithm: str) -> Tensor:
-    """The same on a GPU, in place: neither points nor queries pass through host memory."""
+    """The same on a GPU, on torch's current stream; points and queries are handed over where they lie.
+
+    Only the sample of points from which "ivf" learns its lists passes through host memory, inside faiss.
+    """
+    code = _code(faiss, metric)
     with torch.cuda.device_of(points):
         resources = faiss.StandardGpuResources()
-        return faiss.knn_gpu(resources, rows, points, wanted, metric=_code(faiss, metric))[1]
+        resources.setTempMemory(SCRATCH_BYTES)
+        resources.setPinnedMemory(0)
+        with faiss.contrib.torch_utils.using_stream(resources):
+            if algorithm == "faiss":
+                return faiss.knn_gpu(resources, rows, points, wanted, metric=code)[1]
+            return _make_gpu_index(faiss, resources, points, code).search(rows, wanted)[1]
 
 
 def _code(faiss: Any, metric: str) -> int:
@@ -78,10 +90,29 @@ def _make_index(faiss: Any, points: Tensor, wanted: int, code: int, algorithm: s
         if torch.are_deterministic_algorithms_enabled():  # threads add points in no fixed order
             faiss.omp_set_num_threads(1)
     else:
-        n_lists = max(1, min(int(4 * n**0.5), n // LEAST_A_LIST))
+        n_lists, n_probes = _lists(n)
         quantizer = faiss.IndexFlat(d, code)
         index = faiss.IndexIVFFlat(quantizer, d, n_lists, code)
-        index.nprobe = min(n_lists, max(LEAST_PROBES, n_lists // PROBED_SHARE))
+        index.nprobe = n_probes
         index.train(array)
     index.add(array)
     return index
+
+
+def _make_gpu_index(faiss: Any, resources: Any, points: Tensor, code: int) -> Any:
+    """An index by lists that holds the points, on their device."""
+    n, d = points.shape
+    n_lists, n_probes = _lists(n)
+    config = faiss.GpuIndexIVFFlatConfig()
+    config.device = points.get_device()
+    index = faiss.GpuIndexIVFFlat(resources, d, n_lists, code, config)
+    index.nprobe = min(n_probes, LARGEST_K_ON_GPU)
+    index.train(points[:: max(1, n // (TRAINING_ROWS_A_LIST * n_lists))].contiguous())
+    index.add(points)
+    return index
+
+
+def _lists(n: int) -> tuple[int, int]:
+    """How many lists ivf cuts n points into, and how many of them a query looks into."""
+    n_lists = max(1, min(int(4 * n**0.5), n // LEAST_A_LIST))
+    return n_lists, min(n_lists, max(LEAST_PROBES, n_lists // PROBED_SHARE))
