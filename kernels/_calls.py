@@ -52,6 +52,8 @@ class Material:
         That the rounded numbers are handed out in: float64 gives the truth of a call in ``dtype``.
     strided : bool
         Neither dimension of a matrix is contiguous.
+    row_stride : int, optional
+        Numbers from one row of a matrix to the next; what lies between them is not initialised.
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Material:
         seed: int = 0,
         computed_in: torch.dtype | None = None,
         strided: bool = False,
+        row_stride: int | None = None,
     ) -> None:
-        self.size, self.dtype, self.device, self.strided = size, dtype, device, strided
+        self.size, self.dtype, self.device = size, dtype, device
+        self.strided, self.row_stride = strided, row_stride
         self.seed, self.computed_in = seed, computed_in or dtype
         self.leaves: dict[str, Tensor] = {}
 
@@ -79,6 +83,9 @@ class Material:
                 wide = rounded.new_zeros(2 * rounded.shape[0], 2 * rounded.shape[1])
                 wide[::2, ::2] = rounded
                 rounded = wide[::2, ::2]
+            if self.row_stride and rounded.ndim == 2:
+                wide = rounded.new_empty(rounded.shape[0] * self.row_stride)
+                rounded = wide.as_strided(rounded.shape, (self.row_stride, 1)).copy_(rounded)
             self.leaves[name] = rounded.requires_grad_()
         return self.leaves[name]
 

@@ -57,11 +57,11 @@ def product_precision(precision: str, n_features: int, dtype: torch.dtype) -> st
     return "ieee" if n_features <= BY_DIFFERENCES or dtype == torch.float64 else precision
 
 
-def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip, *, beside: int = 1) -> Launch:
+def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip, *, light: bool = False) -> Launch:
     """Tiles that stay in registers on every supported chip; ``python -m bench.gpu_static`` says what each one takes.
 
-    ``precision`` is that of :func:`product_precision`, ``itemsize`` that of the working dtype; ``beside`` says how
-    many tiles of numbers a kernel keeps while it makes a product: 0, 1, or 2 for more.
+    ``precision`` is that of :func:`product_precision`, ``itemsize`` that of the working dtype; ``light`` is for kernels
+    that keep few numbers beside the product.
 
     Up to sm_90 a warp multiplies 16 rows: with more warps than a sixteenth of the rows, some would make the products
     of others once more.
@@ -69,11 +69,11 @@ def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip, *, beside
     if precision == "ieee":
         return Launch(64 if itemsize == 8 else 128, 16, 16, 8, 1)
     block_k = max(16, triton.next_power_of_2(n_clusters))
-    if beside == 0 and chip.capability:
+    if light and chip.capability >= 90:
         return Launch(128, min(64, block_k), 16, 8, 1)
     if chip.capability >= 100:
         return Launch(64, min(64, block_k), 16, 8, 1)
-    widest = 16 if beside > 1 and 0 < chip.capability < 90 else 32  # both factors come out of registers there
+    widest = 32 if light or chip.capability >= 90 or not chip.capability else 16  # factors come out of registers there
     return Launch(64, min(widest, block_k), 16, 4, 1)
 
 

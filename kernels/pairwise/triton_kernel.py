@@ -26,7 +26,7 @@ def silhouette_coefficients(x: Tensor, labels: Tensor, n_clusters: int) -> Tenso
     points = x[order]
     counts = torch.bincount(labels, minlength=n_clusters)
     offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    job = Job(points)
+    job = Job(points, light=True)
     shifted = points if job.precision == "ieee" else _shifted_clusters(points, ordered, n_clusters)
     found = job.empty(job.n)
     job.run(tiles._silhouette_kernel, *job.rows, shifted, ordered, offsets, found, job.n, n_clusters, job.d)
@@ -35,7 +35,7 @@ def silhouette_coefficients(x: Tensor, labels: Tensor, n_clusters: int) -> Tenso
 
 def hardest_pairs(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """positive, negative (n,) int64, and their distances in the working dtype."""
-    job = Job(x)
+    job = Job(x, light=True)
     shifted = x if job.precision == "ieee" else shifted_centers(x)
     numbers = labels.unique(return_inverse=True)[1]
     positive, negative = torch.empty_like(numbers), torch.empty_like(numbers)
@@ -46,7 +46,7 @@ def hardest_pairs(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Te
 
 def center_distances(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Distances (n,) to the own center and the nearest other one, in the working dtype."""
-    job = Job(x, centers)
+    job = Job(x, centers, light=True)
     shifted = centers if job.precision == "ieee" else shifted_centers(centers)
     own, other = job.empty(job.n), job.empty(job.n)
     points = (*job.rows, centers, *centers.stride(), shifted)
@@ -68,14 +68,14 @@ def cluster_dispersion(x: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tens
 class Job:
     """One call's rows, and how kernels over them are launched."""
 
-    def __init__(self, x: Tensor, centers: Tensor | None = None) -> None:
+    def __init__(self, x: Tensor, centers: Tensor | None = None, *, light: bool = False) -> None:
         self.dtype = working_dtype(x) if centers is None else working_dtype(x, centers)
         self.n, self.d = x.shape
         self.x, self.rows = x, (x, *x.stride())
         precision = resolve_precision(None, "triton", x if self.dtype != torch.float64 else x.double())
         self.precision = product_precision(precision, self.d, self.dtype)
         n_others = min(WIDEST, self.n if centers is None else len(centers))
-        self.launch: Launch = launch(n_others, self.precision, self.dtype.itemsize, chip_of(x))
+        self.launch: Launch = launch(n_others, self.precision, self.dtype.itemsize, chip_of(x), light=light)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.x.device)

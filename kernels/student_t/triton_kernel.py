@@ -43,7 +43,7 @@ def student_t_assign_backward(
     x: Tensor, centers: Tensor, grad_q: Tensor, alpha: float, precision: str, need_x: bool, need_centers: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sum(grad_q * q), each in its input's dtype; of length 0 where not needed."""
-    job = _Job(x, centers, alpha, precision, has_matrix=True)
+    job = _Job(x, centers, alpha, precision)
     expected = job.find_masses(tiles.EXPECTED, matrix=grad_q)
     target = _Target(job, tiles.COTANGENT, expected, matrix=grad_q)
     scale = job.full(-(alpha + 1.0) / alpha)
@@ -76,7 +76,7 @@ def target_distribution(q: Tensor, frequency: Tensor | None, power: float, frequ
     with torch.cuda.device_of(q):
         tiles._target_distribution_kernel[(triton.cdiv(n, block_n),)](
             q, *q.stride(), cluster_gain(mass, frequency_power, dtype), p, n, k,
-            POWER=power, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4,
+            POWER=power, BLOCK_N=block_n, BLOCK_K=block_k, num_warps=4, **ALL_REGISTERS,
         )  # fmt: skip
     return p
 
@@ -96,7 +96,7 @@ def dec_loss(
     """
     p, target_x, target_centers, frequency = target
     alpha, power, frequency_power, divisor = scalars
-    job = _Job(x, centers, alpha, precision, has_matrix=p is not None)
+    job = _Job(x, centers, alpha, precision)
     if p is not None:
         job.find_masses()
         against = _Target(job, tiles.GIVEN, p.sum(dim=1, dtype=job.dtype), matrix=p)
@@ -125,14 +125,7 @@ class _Job:
     """One call's points, and what each row keeps between kernels."""
 
     def __init__(
-        self,
-        x: Tensor,
-        centers: Tensor | None,
-        alpha: float,
-        precision: str,
-        dtype: torch.dtype | None = None,
-        *,
-        has_matrix: bool = False,
+        self, x: Tensor, centers: Tensor | None, alpha: float, precision: str, dtype: torch.dtype | None = None
     ) -> None:
         assert centers is not None
         self.dtype = working_dtype(x, centers) if dtype is None else dtype
@@ -142,8 +135,7 @@ class _Job:
         self.sizes = (self.n, self.k, self.d)
         self.precision = product_precision(precision, self.d, self.dtype)
         self.chip = chip_of(x)
-        beside = 2 if has_matrix else 1
-        self.launch: Launch = launch(self.k, self.precision, self.dtype.itemsize, self.chip, beside=beside)
+        self.launch: Launch = launch(self.k, self.precision, self.dtype.itemsize, self.chip)
         shifted = self.centers if self.precision == "ieee" else shifted_centers(self.centers)
         self.points = (self.x, *self.x.stride(), self.centers, *self.centers.stride(), shifted)
         self.row_programs = triton.cdiv(self.n, self.launch.block_n)
