@@ -63,17 +63,15 @@ def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip, *, light:
     ``precision`` is that of :func:`product_precision`, ``itemsize`` that of the working dtype; ``light`` is for kernels
     that keep few numbers beside the product.
 
-    Up to sm_90 a warp multiplies 16 rows: with more warps than a sixteenth of the rows, some would make the products
-    of others once more.
+    Up to sm_90 a warp multiplies 16 rows: of more warps than a sixteenth of the rows some repeat products of others.
+    On sm_90 these are not what takes the time, and half the registers serve kernels that are not light better.
     """
     if precision == "ieee":
         return Launch(64 if itemsize == 8 else 128, 16, 16, 8, 1)
     block_k = max(16, triton.next_power_of_2(n_clusters))
-    if light and chip.capability >= 90:
-        return Launch(128, min(64, block_k), 16, 8, 1)
-    if chip.capability >= 100:
-        return Launch(64, min(64, block_k), 16, 8, 1)
-    widest = 32 if light or chip.capability >= 90 or not chip.capability else 16  # factors come out of registers there
+    if chip.capability >= 90:
+        return Launch(128 if light else 64, min(64, block_k), 16, 8, 1)
+    widest = 32 if light or not chip.capability else 16  # before sm_90 both factors come out of registers
     return Launch(64, min(widest, block_k), 16, 4, 1)
 
 

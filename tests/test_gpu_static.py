@@ -77,7 +77,7 @@ def test_a_launch_is_described_as_triton_would_specialise_it():
     assert {"x_ptr", "stride_xn", "D"} <= set(launch.aligned)
     assert types["N"] == "i32"
     assert "N" not in launch.aligned  # it is not specialised on
-    assert dict(launch.options) == {"num_warps": 4, "num_stages": 1, "maxnreg": 255}
+    assert dict(launch.options) == {"num_warps": 8, "num_stages": 1, "maxnreg": 255}
     strided = launches("dec_loss", "sm_90", Size(0, 20, 33), "bf16", strided=True)[0]
     assert dict(strided.types)["stride_xd"] == "i32"
     assert dict(strided.types)["x_ptr"] == "*bf16"
