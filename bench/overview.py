@@ -16,15 +16,16 @@ from bench._text import figure, machine_text, ratio_text, shape_text
 from bench.report import default_files, replace_between_markers, select_mode
 
 BEGIN, END = "<!-- overview:begin -->", "<!-- overview:end -->"
-OURS = ("numba", "fastdc")  # "reference" is the readable form, no rival
+OURS = ("numba", "triton", "fastdc")  # "reference" is the readable form, no rival
 MOST_RIVALS = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m bench.overview", description="All ops in one table.")
     parser.add_argument("--readme", type=Path, help=f"write the table into this file, between {BEGIN} and {END}")
+    parser.add_argument("files", nargs="*", type=Path, help="JSON lines; default: bench/results")
     options = parser.parse_args(arguments)
-    table = markdown(latest(read_rows(default_files(ROOT / "bench" / "results"))))
+    table = markdown(latest(read_rows(options.files or default_files(ROOT / "bench" / "results"))))
     print(table)
     if options.readme:
         replace_between_markers(options.readme, table, BEGIN, END)

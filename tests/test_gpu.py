@@ -15,7 +15,18 @@ RAGGED = [Size(3, 1, 1), Size(257, 10, 33), Size(1000, 129, 64)]
 DTYPES = [torch.float64, torch.float16, torch.bfloat16]
 MIDDLE = Size(3001, 40, 40)
 LARGE = Size(200_000, 100, 64)
-OF_ALL_PAIRS = ("silhouette", "hardest", "pairwise", "soft_nearest", "triplet", "knn", "radius", "nt_xent", "info_nce")
+OF_ALL_PAIRS = (
+    "silhouette",
+    "hardest",
+    "pairwise",
+    "soft_nearest",
+    "triplet",
+    "knn",
+    "radius",
+    "nt_xent",
+    "info_nce",
+    "sup_con",
+)
 ROW_BY_ROW = ["student_t_assign", "nearest_center", "center_distances", "gmm_log_density", "gmm_responsibilities"]
 
 
