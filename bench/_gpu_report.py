@@ -74,7 +74,7 @@ def _kernels(found: Sequence[Configuration], chips: Sequence[str]) -> str:
     head = ("kernel", *chips, f"longest loop on {mixed}: {' '.join(KINDS)}")
     about = (
         "Registers of a thread / KB of shared memory / warps that a multiprocessor holds, and the instruction that "
-        "multiplies on matrix units; 1000 clusters, 128 features, float32, default precision."
+        "multiplies on matrix units; 2000 clusters, 128 features, float32, default precision."
     )
     return f"### Kernels\n\n{about}\n\n" + _table(head, rows)
 

@@ -214,6 +214,9 @@ CALLS: dict[str, Call] = {
         m.x, m.centers, sample_weight=m.weights.detach(), previous_labels=m.labels, **o
     ),
     "kmeans_plusplus": lambda m, **o: kmeans.kmeans_plusplus(m.x, min(m.size.n, m.size.k, 8), random_state=0, **o),
+    "kmeans_plusplus: weights": lambda m, **o: kmeans.kmeans_plusplus(
+        m.x, min(m.size.n, m.size.k, 8), sample_weight=m.weights.detach(), random_state=0, **o
+    ),
     "kmeans_loss": lambda m, **o: kmeans.kmeans_loss(m.x, m.centers, **o),
     "kmeans_loss: soft": lambda m, **o: kmeans.kmeans_loss(m.x, m.centers, mode="soft", **o),
     "contingency_table": lambda m, **o: contingency.contingency_table(
@@ -221,6 +224,7 @@ CALLS: dict[str, Call] = {
     ).counts,
     "knn": lambda m, **o: neighbors.knn(m.x, min(16, m.size.n - 1), **o),
     "knn: queries": lambda m, **o: neighbors.knn(m.x, min(100, m.size.n), m.y, "cosine", **o),
+    "knn: inner product": lambda m, **o: neighbors.knn(m.x, min(40, m.size.n - 1), None, "inner_product", **o),
     "radius_neighbors": lambda m, **o: neighbors.radius_neighbors(m.x, 0.5 * m.size.d**0.5, **o),
     "sinkhorn_assign": lambda m, **o: sinkhorn.sinkhorn_assign(m.scores, **o),
     "swapped_prediction_loss": lambda m, **o: sinkhorn.swapped_prediction_loss(
@@ -252,11 +256,16 @@ CALLS: dict[str, Call] = {
     "gmm_responsibilities": lambda m, **o: gaussian_mixture.gmm_responsibilities(m.x, m.centers, *m.mixture, **o),
     "gmm_log_density": lambda m, **o: gaussian_mixture.gmm_log_density(m.x, m.centers, *m.mixture, **o),
     "gmm_step": lambda m, **o: gaussian_mixture.gmm_step(m.x, m.centers, *m.mixture, **o),
+    "gmm_step: spherical": lambda m, **o: gaussian_mixture.gmm_step(
+        m.x, m.centers, m.mixture[0][:, 0], m.mixture[1], "spherical", sample_weight=m.weights.detach(), **o
+    ),
+    "vade_loss: detached": lambda m, **o: gaussian_mixture.vade_loss(*m.latent, detach_responsibilities=True, **o),
     "vade_loss": lambda m, **o: gaussian_mixture.vade_loss(*m.latent, **o),
     "laplacian_loss": lambda m, **o: graph.laplacian_loss(m.x, m.edges, **o),
     "laplacian_loss: weights": lambda m, **o: graph.laplacian_loss(m.x, m.edges, m.edge_weights, **o),
     "heat_weights": lambda m, **o: graph.heat_weights(m.x, m.edges, **o),
     "propagate": lambda m, **o: graph.propagate(m.adjacency, m.x, **o),
+    "propagate: steps": lambda m, **o: graph.propagate(m.adjacency, m.x, 3, **o),
     "neighbor_consistency_loss": lambda m, **o: graph.neighbor_consistency_loss(m.p, m.other_p, **o),
     "neighbor_consistency_loss: logits": lambda m, **o: graph.neighbor_consistency_loss(
         m.logits, m.other_logits, from_logits=True, **o
