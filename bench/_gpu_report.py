@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bench._gpu_code import KINDS
-from bench._gpu_model import H200, MODELS, Case, roofline
+from bench._gpu_model import H200, MODELS, SIZES, Case, roofline
 from bench._text import figure
+from fastdc.kernels._precision import PRECISIONS
 from fastdc.kernels._testing import SHARED_BYTES
 
 if TYPE_CHECKING:
@@ -89,11 +90,11 @@ def _precisions(found: Sequence[Configuration], chips: Sequence[str]) -> str:
     """By which instruction each precision of products is made."""
     seen: dict[tuple[str, str], set[str]] = {}
     for one in found:
-        if one.setting.precision and not one.error and one.costs and one.costs.a_product:
-            seen.setdefault((one.setting.precision, one.chip), set()).add(one.matrix_instruction or "none")
+        if one.products and one.setting.size == SIZES[0] and one.setting.dtype == "fp32" and not one.error:
+            seen.setdefault((one.products, one.chip), set()).add(one.matrix_instruction or "none")
     if not seen:
         return ""
-    names = list(dict.fromkeys(precision for precision, _ in seen))
+    names = [name for name in PRECISIONS if any((name, chip) in seen for chip in chips)]
     rows = [(name, *(", ".join(sorted(seen.get((name, chip), ()))) for chip in chips)) for name in names]
     return "### Matrix units by precision\n\n" + _table(("precision", *chips), rows, left=1 + len(chips))
 

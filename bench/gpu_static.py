@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench import _gpu_code, _gpu_report
-from bench._gpu_model import CASES, H200, Case, as_built, occupancy
+from bench._gpu_model import CASES, H200, SIZES, Case, as_built, occupancy
 from bench.report import replace_between_markers
 from fastdc.kernels import _testing
 from fastdc.kernels._calls import CALLS, Size, op_of, takes_precision
 from fastdc.kernels._launches import CHIPS, Launch, default_precision, launches
+from fastdc.kernels._precision import PRECISIONS
 from fastdc.kernels._testing import SHARED_BYTES, compile_launch
 
-SIZES = (Size(0, 2000, 128), Size(0, 100, 64), Size(0, 20, 40), Size(0, 10, 10))  # the rows are not looked at
 MANY = 4096  # clusters beyond which launchers choose no other tiles
-PRECISIONS = ("ieee", "tf32x3", "bf16x6", "tf32", "bf16")
 
 
 class Setting(NamedTuple):
@@ -48,6 +47,7 @@ class Configuration:
     kernel: str
     call: str  # the first one that launches it
     setting: Setting
+    products: str = ""  # precision of the products in it
     num_warps: int = 0
     registers: int = 0
     spills: int = 0
@@ -138,12 +138,12 @@ Job = tuple[str, Launch, str, Setting]  # chip, what is built for it, and the ca
 def _build(job: Job) -> Configuration:
     """One configuration; what an earlier run has found of the same source and launch is taken from a file."""
     chip, launch, call, setting = job
-    one = Configuration(chip, launch.kernel, call, setting)
+    one = Configuration(chip, launch.kernel, call, setting, _products(launch))
     place = _cache_folder() / f"{_key(chip, launch)}.json"
     if place.exists():
         kept = json.loads(place.read_text())
         kept["costs"] = kept["costs"] and _gpu_code.Costs(*kept["costs"])
-        return Configuration(**{**asdict(one), **kept, "call": call, "setting": setting})
+        return Configuration(**kept | {"call": call, "setting": setting, "products": one.products})
     try:
         compiled = compile_launch(launch, chip)
     except Exception as error:  # noqa: BLE001 - whatever a compiler says of one kernel is that kernel's result
@@ -159,6 +159,13 @@ def _build(job: Job) -> Configuration:
     partial.write_text(json.dumps(asdict(one)))
     partial.replace(place)
     return one
+
+
+def _products(launch: Launch) -> str:
+    """The precision of the products of a kernel; empty for one that has none, or only differences in float64."""
+    constants = dict(launch.constants)
+    precision = "" if constants.get("EXACT") else str(constants.get("PRECISION", ""))
+    return "bf16" if constants.get("IN_BF16") else precision
 
 
 def _cache_folder() -> Path:

@@ -174,7 +174,7 @@ def test_loops_and_kinds_of_instructions():
 
 
 def test_a_configuration_that_spills_fails(capsys, monkeypatch):
-    good = gpu_static.Configuration("sm_90", "_kernel", "dec_loss", gpu_static.Setting(), 4, 255, 0, 1024, 2, 8)
+    good = gpu_static.Configuration("sm_90", "_kernel", "dec_loss", gpu_static.Setting(), "", 4, 255, 0, 1024, 2, 8)
     assert not good.fails
     spilling, large = (type(good)(**{**vars(good), name: value}) for name, value in
                        (("spills", 8), ("shared_bytes", 300 << 10)))  # fmt: skip
