@@ -18,6 +18,7 @@ steps=${STEPS:-tests benchmarks}
 started=$(date +%s)
 failed=0
 verdicts=()
+export CUBLAS_WORKSPACE_CONFIG=:4096:8  # without it products on several streams have no fixed bits
 
 left() { echo $((limit - $(date +%s) + started)); }
 

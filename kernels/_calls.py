@@ -246,7 +246,7 @@ CALLS: dict[str, Call] = {
     "rim_loss": lambda m, **o: mutual_information.rim_loss(m.logits, **o),
     "vat_kl": lambda m, **o: mutual_information.vat_kl(m.logits.detach(), m.other_logits, **o),
     "silhouette_coefficients": lambda m, **o: pairwise.silhouette_coefficients(m.x, m.few_labels, m.size.k, **o),
-    "hardest_pairs": lambda m, **o: pairwise.hardest_pairs(m.x, m.few_labels, **o),
+    "hardest_pairs": lambda m, **o: _hardest_pairs(m, **o),
     "center_distances": lambda m, **o: pairwise.center_distances(m.x, m.centers, m.labels, **o),
     "cluster_dispersion": lambda m, **o: pairwise.cluster_dispersion(m.x, m.labels, m.size.k, **o),
     "pairwise_bce": lambda m, **o: pairwise.pairwise_bce(m.p, **o),
@@ -278,6 +278,14 @@ CALLS: dict[str, Call] = {
         m.unit_x, m.unit_centers, m.labels, **o
     ),
 }  # fmt: skip
+
+
+def _hardest_pairs(m: Material, **options: Any) -> list[Tensor]:
+    """The distances found, and those of the rows found: which of two equally far rows it is, rounding decides."""
+    positive, negative, *distances = pairwise.hardest_pairs(m.x, m.few_labels, **options)
+    x = m.x.detach().double()
+    measured = [(x - x[rows.clamp(min=0)]).norm(dim=1).to(distances[0].dtype) for rows in (positive, negative)]
+    return [*distances, *(torch.where(rows < 0, torch.nan, d) for rows, d in zip((positive, negative), measured))]
 
 
 def op_of(name: str) -> str:

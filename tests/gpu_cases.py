@@ -27,7 +27,9 @@ def compare(cases, factor, dtype, what):
     """One result of several draws: (found, plain torch, truth)."""
     if not cases[0][0].is_floating_point():
         assert all(torch.equal(found.long(), truth.long()) for found, _, truth in cases), f"{what} differs"
-    elif all(truth.numel() == 0 or bool((truth == 0).all()) for *_, truth in cases):
+        return
+    cases = [finite(what, *case) for case in cases]
+    if all(truth.numel() == 0 or bool((truth == 0).all()) for *_, truth in cases):
         assert all(bool((found.abs() < 1e-6).all()) for found, *_ in cases), f"{what} is not zero"
     elif dtype == torch.float64:
         error = max(relative_error(found, truth) for found, _, truth in cases)
@@ -36,6 +38,14 @@ def compare(cases, factor, dtype, what):
         rounded = torch.float32 if cases[0][0].dtype in (torch.float32, torch.float64) else dtype
         in_dtype = [(found, plain.to(found.dtype), truth) for found, plain, truth in cases]
         assert_not_worse_than_torch(in_dtype, factor=factor, dtype=rounded, name=what)
+
+
+def finite(what, found, plain, truth):
+    """A case without the entries that are infinite or NaN, in the result and in the truth alike."""
+    assert torch.equal(found.isfinite(), truth.isfinite()), f"{what} is finite elsewhere"
+    assert torch.equal(found.isnan(), truth.isnan()), f"{what} is NaN elsewhere"
+    keep = truth.isfinite()
+    return found[keep], plain[keep], truth[keep]
 
 
 def same(a, b):

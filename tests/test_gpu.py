@@ -61,6 +61,14 @@ def test_a_wrong_result_is_seen():
         compare([(labels.flip(0), labels, labels)], 2, torch.float32, "labels")
     with pytest.raises(AssertionError, match="x is not zero"):
         compare([(off, truth.float(), 0 * truth)], 2, torch.float32, "x")
+    with pytest.raises(AssertionError, match="x is finite elsewhere"):
+        compare([(truth.float() / 0, truth.float(), truth)], 2, torch.float32, "x")
+    compare(
+        [(torch.tensor([1.0, torch.inf]), torch.ones(2), torch.tensor([1.0, torch.inf]).double())],
+        2,
+        torch.float32,
+        "x",
+    )
     assert same(([off], []), ([off.clone()], []))
     assert not same(([off], []), ([close], []))
 
@@ -80,19 +88,16 @@ def test_every_dtype(name, dtype):
 
 
 @pytest.fixture
-def _poisoned(monkeypatch):
-    """Memory that nobody has written holds NaN and nonsense."""
-    original = torch.empty
-
-    def poisoned(*size, **options):
-        tensor = original(*size, **options)
-        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor.fill_(77)
-
-    monkeypatch.setattr(torch, "empty", poisoned)
+def _deterministic():
+    """As a user asks for it; memory that nobody has written then holds NaN and nonsense."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.usefixtures("_deterministic")
 @pytest.mark.parametrize("name", CALLS)
 def test_runs_have_the_same_bits(name):
     """A race, or memory read before it is written, shows as a result that moves; also on streams side by side."""
