@@ -154,8 +154,11 @@ def view_cost(*, b: int, d: int, itemsize: int, mode: str) -> Cost:
 
 
 def bank_cost(*, n: int, m: int, d: int, itemsize: int, mode: str) -> Cost:
-    """One product a pass; gradients by queries against all keys, and by keys, not those of the bank."""
-    products = {"forward": n + m, "backward": 3 * n + 2 * m, "both": 4 * n + 3 * m}[mode]
+    """One product a pass; gradients by queries against all keys, and by keys, not those of the bank.
+
+    What the bank pulls queries to needs no second look at it.
+    """
+    products = {"forward": n + m, "backward": 3 * n + m, "both": 4 * n + 2 * m}[mode]
     return Cost(flops=2.0 * n * products * d, bytes_moved=float((4 * n + m) * d * itemsize))
 
 

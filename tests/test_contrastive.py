@@ -8,7 +8,8 @@ import torch
 from scipy.special import logsumexp
 
 from fastdc.kernels._accuracy import assert_not_worse_than_torch, relative_error
-from fastdc.kernels.contrastive import info_nce, nt_xent, numba_kernel, sup_con
+from fastdc.kernels.contrastive import info_nce, nt_xent, numba_bank, numba_kernel, sup_con
+from fastdc.kernels.contrastive.numba_bank import Bank
 from tests.contrastive_cases import DTYPES, LOSSES, loss_and_gradients, make_inputs, make_views
 
 BACKENDS = ["reference", "numba"]
@@ -246,6 +247,31 @@ def test_tiles_and_blocks_do_not_matter(name, monkeypatch):
         monkeypatch.setattr(numba_kernel, "LARGEST_BLOCK", largest)
         for got, exact in zip(loss_and_gradients(LOSSES[name][0], tensors, constants), expected):
             assert relative_error(got, exact) < 1e-12
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_what_is_held_does_not_matter(symmetric, monkeypatch):
+    """Exponentials held for the gradients or made anew; a bank beside the keys or among them, in few blocks or many."""
+    queries, keys, bank, *_ = make_views(150, 12, n_views=4)
+    given = {"nt_xent": [queries, keys], "info_nce": [queries, keys, torch.cat([bank, bank.flip(0)])[:290]]}
+    for name, tensors in given.items():
+        options = {"symmetric": symmetric} if name == "info_nce" else {}
+        expected = loss_and_gradients(LOSSES[name][0], tensors, **options)
+        patches = (numba_kernel, "HELD_BYTES", 0), (numba_bank, "LARGEST_BLOCK", 64), (Bank, "is_safe", lambda _: False)
+        for target, attribute, value in patches:
+            with monkeypatch.context() as patch:
+                patch.setattr(target, attribute, value)
+                for got, exact in zip(loss_and_gradients(LOSSES[name][0], tensors, **options), expected):
+                    assert relative_error(got, exact) < 2e-6
+
+
+def test_long_keys_in_a_bank():
+    """Without a division by lengths the bank's decide whether exponents need shifts."""
+    queries, keys, bank = (torch.nn.functional.normalize(t) for t in make_views(40, 12, n_views=3))
+    for length in (1.0, 300.0):
+        check("info_nce", lambda seed, length=length: ([queries, keys, length * bank], []), seeds=1, normalize=False)
+    bank[7, 3] = math.nan
+    assert info_nce(queries, keys, extra_keys=bank, normalize=False).isnan()
 
 
 def test_safe_exponents_do_not_matter(monkeypatch):

@@ -44,6 +44,9 @@ def test_opcheck():
     torch.library.opcheck(op, (anchors, keys, places, 2.0, [-1, 70], "ieee"))
     torch.library.opcheck(op, (anchors, None, None, 2.0, [-1, 0], "ieee"))
     torch.library.opcheck(op, (anchors, keys[:30].detach().requires_grad_(), None, 2.0, [10, 0], "ieee"))
+    loss = custom_ops.contrast_loss_numba
+    torch.library.opcheck(loss, (anchors, keys, None, 2.0, [True, True, False], [True, True, False]))
+    torch.library.opcheck(loss, (anchors, keys, keys.detach(), 2.0, [True, False, True], [True, True, False]))
     torch.library.opcheck(custom_ops.same_label_sums, (anchors, places % 7, places[:30] % 9))
 
 

@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastdc.kernels._autograd import refuse_transforms
+from fastdc.kernels._autograd import refuse_transforms, register_gradients
 from fastdc.kernels._eager import is_eager, without_gradient
+from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.contrastive.reference import contrast_reference
 from fastdc.kernels.contrastive.sums import STATE
 
@@ -136,6 +137,46 @@ def _register(backend: str) -> Any:
 
 
 CONTRAST = {backend: _register(backend) for backend in COMPILED}
+
+
+def contrast_loss(first: Tensor, second: Tensor, bank: Tensor | None, scale: float, flags: list[bool]) -> Tensor:
+    """A whole loss on CPUs; flags: normalize, ring, symmetric, as in ``numba_loss.py``."""
+    if without_gradient(first, second, bank) and is_eager(first, second, bank):
+        return _whole_loss(first, second, bank, scale, flags, [False] * 3)[0]
+    refuse_transforms("this loss", first, second, bank)
+    needs = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in (first, second, bank)]
+    return contrast_loss_numba(first, second, bank, scale, flags, needs)[0]
+
+
+def _whole_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    from fastdc.kernels.contrastive.numba_loss import contrast_loss
+
+    return contrast_loss(*arguments)
+
+
+@torch.library.custom_op("fastdc::contrast_loss_numba", mutates_args=())
+def contrast_loss_numba(
+    first: Tensor,
+    second: Tensor,
+    bank: Tensor | None,
+    scale: float,
+    flags: list[bool],  # normalize, ring, symmetric
+    needs: list[bool],  # which gradients
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _whole_loss(first, second, bank, scale, flags, needs)
+
+
+@contrast_loss_numba.register_fake
+def _(
+    first: Tensor, second: Tensor, bank: Tensor | None, scale: float, flags: list[bool], needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    given = (first, second, first if bank is None else bank)
+    dtype = working_dtype(*given)
+    grads = [first.new_empty(x.shape if need else (0,), dtype=dtype) for x, need in zip(given, needs)]
+    return first.new_empty((), dtype=dtype), grads[0], grads[1], grads[2]
+
+
+register_gradients(contrast_loss_numba, n_tensors=3)
 
 
 @torch.library.custom_op("fastdc::same_label_sums", mutates_args=())

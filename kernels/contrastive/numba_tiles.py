@@ -72,6 +72,14 @@ def transpose_tiles(rows, columns):
 
 
 @jit(inner=True)
+def _tile_of(sides, held, first, step, i, tile):
+    """Where anchor tile i keeps what it has with the key tile of this step; ``tile`` where nothing is held."""
+    if held.shape[0] == 0:
+        return tile
+    return held[i, first + step - i if sides.ring else step]
+
+
+@jit(inner=True)
 def _load_products(sides, i, j, tile):
     """The tile of anchor tile i and key tile j; minus infinity where a pair does not count."""
     side = tile.shape[0]
@@ -117,33 +125,37 @@ def _raise(row, scale, tops):
 
 
 @jit
-def sums_block(sides, first, last, tile, shifts, row_sums, exponents, column_sums):
+def sums_block(sides, first, last, scratch, held, shifts, row_sums, exponents, column_sums):
     """Sums of 2^(exponent - shift) over all but the positives.
+
+    ``held`` (anchor tiles, steps, side, side) keeps the exponentials without shifts, or is of length 0.
 
     ``shifts`` of rows and of columns, both of length 0 where none are needed. row_sums (n_anchors,) float64 are
     added to; column_sums (steps, side) start at zero. ``exponents`` (n_anchors,) float64 become those of the positives.
     """
-    side = tile.shape[0]
+    side = scratch.shape[0]
     row_shifts, column_shifts = shifts
     for step in range(n_steps(sides, first, last, side)):
         j = _key_tile(sides, first, step, side)
         for i in range(first, last):
             if not _meet(sides, first, step, i, side):
                 continue
+            tile = _tile_of(sides, held, first, step, i, scratch)
             _load_products(sides, i, j, tile)
             _take_positives(sides, i, j, tile, exponents)
             with_columns = i != j if sides.ring else j * side < sides.n_columns
-            for a in range(min(side, sides.n_anchors - i * side)):
+            for a in range(side):
                 row = tile[a]
                 if row_shifts.size > 0:
                     if with_columns:
                         _add_shifted(row, sides.scale, column_shifts[j * side : (j + 1) * side], column_sums[step])
                     _exponentials_shifted(row, sides.scale, row_shifts[i * side + a])
+                elif with_columns:
+                    exponentials_and_sums(row, sides.scale, column_sums[step])
                 else:
                     _exponentials(row, sides.scale)
-                    if with_columns:
-                        _add(row, column_sums[step])
-                row_sums[i * side + a] += _sum(row)
+                if i * side + a < sides.n_anchors:
+                    row_sums[i * side + a] += _sum(row)
 
 
 @jit(inner=True)
@@ -180,9 +192,11 @@ def _add_shifted(row, scale, shifts, sums):
 
 
 @jit(inner=True)
-def _add(row, sums):
+def exponentials_and_sums(row, scale, sums):
     for column in range(row.size):
-        sums[column] += row[column]
+        power = exp2(row[column] * scale)
+        row[column] = power
+        sums[column] += power
 
 
 @jit(inner=True, reassociate=True)
@@ -269,8 +283,67 @@ def add_steps(sides, first, last, side, partial, total):
 
 
 @jit
-def finish_tile(columns, rows, factor):
-    """rows (side, padded) become factor (rows + columns transposed)."""
-    for row in range(rows.shape[0]):
-        for d in range(rows.shape[1]):
-            rows[row, d] = (rows[row, d] + columns[d, row]) * factor
+def held_gradients_block(sides, first, last, scratch, held, factors, missing, by_keys, gradients):
+    """As :func:`gradients_block`, from the exponentials that :func:`sums_block` has held, which stay as they are.
+
+    gradients (as anchors, or as keys ``by_keys``) of the tiles first to last - 1 are added to: of rows and columns
+    together in a ring. ``scratch`` are two tiles.
+    """
+    side = held.shape[2]
+    others = sides.anchors if by_keys else sides.keys
+    n_tiles = others.shape[0] // side
+    for own in range(first, last):
+        for other in range(n_tiles):
+            i, j, place = (other, own, own) if by_keys else (own, other, other)
+            if sides.ring:
+                place = (j - i) % n_tiles
+                if not _meet(sides, i, place, i, side):
+                    i, j, place = j, i, n_tiles - place
+            _weigh_held(sides, held[i, place], i, j, factors, missing, scratch[0])
+            weights = scratch[0]
+            if i != own or by_keys:
+                _turn(scratch[0], scratch[1])
+                weights = scratch[1]
+            rows = gradients[own * side : (own + 1) * side]
+            gemm(weights, others[other * side : (other + 1) * side], rows, True)
+
+
+@jit(inner=True)
+def _weigh_held(sides, powers, i, j, factors, missing, tile):
+    side = tile.shape[0]
+    of_columns = factors[1][j * side : (j + 1) * side]
+    for a in range(side):
+        row, source, factor = tile[a], powers[a], factors[0][i * side + a]
+        for column in range(side):
+            row[column] = source[column] * (factor + of_columns[column])
+    _put_positives(sides, i, j, tile, missing)
+
+
+@jit(inner=True)
+def _turn(tile, turned):
+    side, size = tile.shape[0], VECTOR_BYTES // tile.itemsize
+    zeros = np.zeros(side, tile.dtype)
+    for row in range(0, side, size):
+        for column in range(0, side, size):
+            transpose(tile, row * side + column, side, zeros, 0, turned, column * side + row, side)
+
+
+@jit
+def add_sums(sides, first, last, partial, total):
+    """total (keys,) float64 += what a block left for the columns of each of its steps, which becomes zero."""
+    side = partial.shape[1]
+    for step in range(n_steps(sides, first, last, side)):
+        start = _key_tile(sides, first, step, side) * side
+        for column in range(side):
+            total[start + column] += partial[step, column]
+            partial[step, column] = 0
+
+
+@jit
+def add_transposed(columns, rows):
+    """rows (whole tiles, padded) += columns (tiles, padded, side)."""
+    n_tiles, width, side = columns.shape
+    for i in range(n_tiles):
+        for row in range(side):
+            for d in range(width):
+                rows[i * side + row, d] += columns[i, d, row]

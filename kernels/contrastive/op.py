@@ -11,7 +11,7 @@ from fastdc.kernels._backend import choose
 from fastdc.kernels._checks import check_centers, check_labels, check_points, check_positive
 from fastdc.kernels._group import check_group, gather_rows, mean_over, shares_of
 from fastdc.kernels._precision import resolve_precision, working_dtype
-from fastdc.kernels.contrastive.custom_ops import contrast, same_label_sums
+from fastdc.kernels.contrastive.custom_ops import contrast, contrast_loss, same_label_sums
 from fastdc.kernels.contrastive.reference import sup_con_reference
 from fastdc.kernels.contrastive.rows import check_views, unit_rows
 
@@ -61,10 +61,11 @@ def nt_xent(
     Notes
     -----
     Gradients: to z1 and z2, once (a second derivative raises, but for the reference).
-    Memory: on CPUs the rows of length one, once more transposed, in the backward pass two more matrices of their size
-    and half of one a thread; on GPUs up to 64 MB of partial sums; never anything of b x b. The products are made once
-    in the forward and once in the backward pass.
-    Speed: on CPUs each product is made once for both directions. Where exponents may leave the range of the dtype
+    Memory: on CPUs the rows of length one, once more transposed, with gradients two more matrices of their size and
+    half of one a thread; on GPUs up to 64 MB of partial sums; never anything of b x b, but that on CPUs exponentials
+    of at most 4 MB are held (and this memory kept by the thread).
+    Speed: on CPUs each product is made once for both directions, and once more for the gradients, which the forward
+    pass makes. Where exponents may leave the range of the dtype
     (a temperature below 0.018 with rows of length one, in float32) rows have shifts of their own and a pass more.
     Precision: computed in float32 or wider, sums over rows in float64. Positives stand outside the sums, so that
     losses near zero, and their gradients, keep their digits.
@@ -88,6 +89,8 @@ def nt_xent(
     check_group(group)
     name = choose("nt_xent", z1, backend)
     precision = resolve_precision(precision, name, z1)
+    if name == "numba" and group is None:
+        return contrast_loss(z1, z2, None, scale, [normalize, True, False])
     dtype = working_dtype(z1, z2)
     z = torch.cat([unit_rows(z1, dtype, normalize), unit_rows(z2, dtype, normalize)])
     positives = _other_views(z1)
@@ -150,8 +153,11 @@ def info_nce(
     Notes
     -----
     Gradients: to queries, keys and extra_keys, once, as in :func:`nt_xent`.
-    Memory: on CPUs the rows of length one, once more transposed, and their gradients, the latter once more a thread
-    for the keys, where those need any; on GPUs up to 64 MB of partial sums; never anything of n x m.
+    Memory: on CPUs the rows of length one, once more transposed, and their gradients, the latter once more a thread,
+    but nothing of the extra keys beside their gradient, if they need one; on GPUs up to 64 MB of partial sums; never
+    anything of n x m, but that on CPUs exponentials of at most 4 MB are held.
+    Speed: on CPUs extra keys cost one pass, in which queries get their gradients, and a second one for gradients of
+    their own. Where exponents may leave the range they are keys like all others.
     Precision, limits, determinism: as in :func:`nt_xent`.
 
     References
@@ -177,6 +183,8 @@ def info_nce(
     check_group(group)
     name = choose("info_nce", queries, backend)
     precision = resolve_precision(precision, name, queries)
+    if name == "numba" and group is None:
+        return contrast_loss(queries, keys, extra_keys, scale, [normalize, False, symmetric])
     dtype = working_dtype(*given)
     q, k, *extra = (unit_rows(x, dtype, normalize) for x in given)
     n = q.shape[0]
