@@ -248,12 +248,24 @@ def test_potentials_beyond_float32_leave_what_is_held(n_lost, monkeypatch):
         calls.append(potential)
         return None if len(calls) <= n_lost else find_factors(potential, dtype)
 
+    monkeypatch.setattr(numba_held, "SERIAL", 0)
     monkeypatch.setattr(numba_held, "find_factors", lost)
     monkeypatch.setattr(numba_swapped, "find_factors", lost)
     got = loss_and_gradients(fused("numba"), *tensors)
     assert len(calls) == 6  # two steps and one loss of two views
     for a, b in zip(got, expected):
         assert relative_error(a, b) < 2e-6
+
+
+def test_iterations_on_one_thread_are_those_of_many(monkeypatch):
+    """A view's iterations in one call, and pass by pass; a scaling that float32 has not goes the second way."""
+    tensors = make_views(100, 30, 8)
+    expected = loss_and_gradients(fused("numba"), *tensors)
+    for name, value in (("LEAST", 2.0), ("SERIAL", 0)):
+        with monkeypatch.context() as patch:
+            patch.setattr(numba_held, name, value)
+            for a, b in zip(loss_and_gradients(fused("numba"), *tensors), expected):
+                assert relative_error(a, b) < 2e-6
 
 
 @pytest.mark.parametrize("backend", ["reference", "numba"])

@@ -11,6 +11,9 @@ import fastdc
 from fastdc.kernels._accuracy import assert_not_worse_than_torch, relative_error
 from fastdc.kernels.sinkhorn import (
     chunks,
+    numba_held,
+    numba_scaling,
+    numba_transport,
     optimal_transport_labels,
     optimal_transport_loss,
     sinkhorn_assign,
@@ -18,6 +21,7 @@ from fastdc.kernels.sinkhorn import (
     transport_ops,
 )
 from fastdc.kernels.sinkhorn.iterate import Marginals
+from fastdc.kernels.sinkhorn.numba_transport import FeaturePasses
 from fastdc.losses import OptimalTransportLoss
 from tests.sinkhorn_cases import DTYPES, exact_assign, make_views, plain_assign
 
@@ -242,6 +246,29 @@ def test_large_offset_and_equal_points():
         assert relative_error(b, a) < 1e-4
     same = loss_and_gradients(torch.ones(9, 20), torch.ones(4, 20))
     assert all(torch.equal(t, torch.zeros_like(t)) for t in same)
+
+
+@pytest.mark.parametrize("tol", [None, 1e-2])
+def test_what_is_held_does_not_matter(tol, monkeypatch):
+    """Exponentials held between iterations, or made anew: by choice, by range, or since scalings have left float32."""
+    x, _, prototypes = make_views(150, 70, 20)
+    a, b = torch.rand(150) + 0.1, torch.rand(70)
+    b[3] = 0.0
+    codes = sinkhorn_assign_features(x, prototypes, 0.05, 5, a, b, tol)
+    points, centers = make_clusters(150, 12, 20)
+    costs = loss_and_gradients(points, centers, 3.0, 10, a, None, tol)
+    patches = (
+        (FeaturePasses, "is_bounded", lambda _: False),
+        (numba_transport, "may_hold_tiles", lambda *_: False),
+        (numba_held, "middle_of", lambda *_: None),
+        (numba_scaling, "LEAST", 1e9),
+    )
+    for target, attribute, value in patches:
+        with monkeypatch.context() as patch:
+            patch.setattr(target, attribute, value)
+            assert relative_error(sinkhorn_assign_features(x, prototypes, 0.05, 5, a, b, tol), codes) < 3e-6
+            for got, expected in zip(loss_and_gradients(points, centers, 3.0, 10, a, None, tol), costs):
+                assert relative_error(got, expected) < 3e-6
 
 
 def test_chunks_of_plain_torch(monkeypatch):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +21,18 @@ from fastdc.kernels._lanes import padded
 from fastdc.kernels._parallel import n_workers, run_blocks
 from fastdc.kernels._rows import empty
 from fastdc.kernels._vectors import LANES
+from fastdc.kernels._workspace import workspace
 from fastdc.kernels.sinkhorn import numba_held_tiles as tiles
-from fastdc.kernels.sinkhorn.iterate import Passes
-from fastdc.kernels.sinkhorn.numba_stored import RANGE, find_factors
+from fastdc.kernels.sinkhorn.iterate import LEAST, Marginals, Passes
+from fastdc.kernels.sinkhorn.numba_scaling import find_scaling
+from fastdc.kernels.sinkhorn.numba_stored import RANGE, find_factors, middle_of
 from fastdc.kernels.sinkhorn.numba_swapped_tiles import Prototypes
 
 HELD_BYTES = 1 << 25  # scores and exponentials of both views together
 MOST_ROWS = 2048  # of a view: beyond, gradients of prototypes would want sums in parts
-PIECE = 1 << 16  # scores that are worth a thread
+PIECE = 1 << 20  # multiplications that are worth a thread
 MOST_PIECES = 16  # that a pass is cut into
+SERIAL = 1 << 19  # scores of a view up to which one thread makes all of its iterations
 
 
 def may_hold(n: int, k: int, itemsize: int) -> bool:
@@ -42,6 +46,18 @@ def is_bounded(x: NDArray, prototypes: NDArray, scale: float) -> bool:
     return bool(math.prod(map(float, sq_lengths)) * scale**2 <= (RANGE / 2) ** 2)
 
 
+def may_hold_tiles(n: int, k: int, itemsize: int) -> bool:
+    """Whether the exponentials between n rows and k centers are few enough."""
+    return -(-n // LANES) * LANES * k * itemsize <= HELD_BYTES
+
+
+def present_rows(weight: NDArray) -> NDArray:
+    """Weights (n,) as (n_tiles, 64), zero where there is no row."""
+    lanes = np.zeros((-(-weight.size // LANES), LANES))
+    lanes.ravel()[: weight.size] = weight
+    return lanes
+
+
 class HeldViews:
     """Scores and exponentials (2, n_tiles, k, 64) of both views (2, n, d)."""
 
@@ -50,10 +66,10 @@ class HeldViews:
         _, self.n, self.d = x.shape
         self.k, self.dtype = prototypes.rows.shape[0], prototypes.rows.dtype
         self.n_tiles = -(-self.n // LANES)
-        self.pieces = max(1, min(MOST_PIECES, self.n * self.k // PIECE))
+        self.pieces = max(1, min(MOST_PIECES, self.n * self.k * self.d // PIECE))
         shape = (2, self.n_tiles, self.k, LANES)
-        self.scores, self.kernel = np.empty(shape, self.dtype), np.empty(shape, self.dtype)
-        self.column_sums = np.empty(shape[:3])
+        self.scores, self.kernel = workspace("sinkhorn scores", (2, *shape), self.dtype)
+        self.column_sums, self.present = np.empty(shape[:3]), present_rows(np.ones(self.n))
         self.scratch = [tiles.make_scratch(self.d, self.dtype) for _ in range(n_workers(self.pieces))]
         n_chunks = max(1, min(self.k // LANES, self.pieces // (2 * self.n_tiles)))
         chunk = -(-self.k // n_chunks)
@@ -81,10 +97,29 @@ class HeldViews:
         totals, sums = np.empty((self.n_tiles, LANES)), self.column_sums[view]
 
         def work(scratch: tiles.Scratch, units: slice) -> None:
-            tiles.step_tiles(self.kernel[view], scaling, self.n, units, scratch, totals, sums)
+            tiles.step_tiles(self.kernel[view], scaling, self.present, units, scratch.lanes, totals, sums)
 
         self._spread(work, self.n_tiles)
         return totals.ravel()[: self.n], sums.sum(axis=0)
+
+    def solve(self, n_iters: int) -> list[NDArray] | None:
+        """Scalings of the prototypes in the last iteration, up to a factor, a view on a thread.
+
+        None where the scores are too many for that, or a number has left the range of float32.
+        """
+        if self.n * self.k > SERIAL:
+            return None
+        scalings, found = np.empty((2, self.k), self.dtype), np.zeros(2, np.bool_)
+        lanes, totals = np.empty((2, LANES), self.dtype), np.empty((2, LANES))
+        columns = np.full(self.k, self.n / self.k)
+
+        def work(worker: int, start: int, stop: int) -> None:
+            for view in range(start, stop):
+                given = self.kernel[view], self.present, self.column_sums[view].copy(), columns, n_iters, LEAST
+                found[view] = tiles.solve_view(*given, lanes[view], totals[view], scalings[view])
+
+        run_blocks(2, 1 if self.pieces > 1 else 2, work)
+        return list(scalings) if found.all() else None
 
     def loss_and_gradients(
         self, scalings: list[NDArray], factor: float, n_own: int, needs: list[bool]
@@ -99,48 +134,91 @@ class HeldViews:
         weight.ravel()[:n_own] = factor
 
         def swap(scratch: tiles.Scratch, units: slice) -> None:
-            tiles.swap_tiles(*sides, self.scales[1], weight, any(needs), units, losses)
+            tiles.swap_tiles(*sides, self.scales[1], weight, any(needs), units, scratch.lanes, losses)
 
         self._spread(swap, used)
-        grads = [self._row_gradient(view, n_own if needs[view] else 0) for view in range(2)]
-        return float(losses.sum()) / factor, [*grads, self._prototype_gradient(n_own if needs[2] else 0)]
+        return float(losses.sum()) / factor, self._gradients(n_own, needs)
 
     def _side(self, view: int, scaling: NDArray, used: int) -> tiles.Side:
-        totals, predicted = np.empty((used, LANES)), self.predicted[view, :used]
+        code, said, log_said = (tiles.Factor(*np.empty((2, used, LANES), self.dtype)) for _ in range(3))
+        sums = self.predicted[view], np.empty((used, LANES))
+        return tiles.Side(self.scores[view], self.kernel[view], scaling, *sums, code, said, log_said)
 
-        def work(scratch: tiles.Scratch, units: slice) -> None:
-            tiles.sum_tiles(self.kernel[view], scaling, units, scratch, totals)
+    def _gradients(self, n: int, needs: list[bool]) -> list[Tensor]:
+        """Of both views' first n rows and of the prototypes, from the gradients of the scores."""
+        shapes = (n, self.d), (n, self.d), (self.k, self.d)
+        found = [empty(shape if need else (0,), self.dtype) for shape, need in zip(shapes, needs)]
+        out = [gradient.numpy() for gradient in found]
+        tasks: list[tuple[int, slice]] = []  # what, and which of its tiles or prototypes
+        for what, (count, piece) in enumerate([(-(-n // LANES), 1)] * 2 + [(self.k, LANES)]):
+            length = max(piece, -(-count // max(1, self.pieces // 2)))
+            tasks += [(what, slice(i, min(i + length, count))) for i in range(0, count, length) if needs[what]]
+        partial = workspace("sinkhorn prototypes", (self.k if needs[2] else 0, padded(self.d)), self.dtype)
+        total = np.empty((len(partial) if n > tiles.TILES_A_SUM * LANES else 0, self.d))
 
-        self._spread(work, used)
-        logs = np.log2(predicted)
-        code, said = (self._factor(number, number) for number in (1.0 / totals, 1.0 / predicted))
-        log_said = self._factor(np.rint(logs), logs)
-        return tiles.Side(self.scores[view], self.kernel[view], scaling, code, said, log_said)
+        def work(worker: int, start: int, stop: int) -> None:
+            scratch = self.scratch[worker]
+            for what, part in tasks[start:stop]:
+                if what == 2:
+                    tiles.prototype_gradients(self.x, n, self.scores, part, scratch, partial, total, out[2])
+                else:
+                    tiles.row_gradients(self.scores[what], self.prototypes.columns, part, scratch, out[what])
 
-    def _factor(self, first: NDArray, number: NDArray) -> tiles.Factor:
-        upper = first.astype(self.dtype)
-        return tiles.Factor(upper, (number - upper).astype(self.dtype))
+        run_blocks(len(tasks), 1 if self.pieces > 1 else max(1, len(tasks)), work)
+        return found
 
-    def _row_gradient(self, view: int, n: int) -> Tensor:
-        gradient = empty((n, self.d) if n else (0,), self.dtype)
-        out = gradient.numpy()
 
-        def work(scratch: tiles.Scratch, units: slice) -> None:
-            tiles.row_gradients(self.scores[view], self.prototypes.columns, units, scratch, out)
+class HeldTiles:
+    """Exponentials (n_tiles, k, 64) of a job that are held between iterations."""
 
-        self._spread(work, -(-n // LANES))
-        return gradient
+    def __init__(self, job: Any, marginals: Marginals) -> None:
+        self.job = job
+        self.weight = present_rows(marginals.weight.numpy())
+        self.n_tiles = len(self.weight)
+        self.kernel = workspace("sinkhorn tiles", (self.n_tiles, job.k, LANES), job.dtype)
+        self.column_sums = np.empty((self.n_tiles, job.k))
+        ranges = np.empty((self.n_tiles, 2))
 
-    def _prototype_gradient(self, n: int) -> Tensor:
-        if n == 0:
-            return empty((0,), self.dtype)
-        total, partial = np.zeros((self.k, self.d)), np.zeros((self.k, padded(self.d)), self.dtype)
+        def load(worker: int, start: int, stop: int) -> None:
+            own = slice(start // LANES, -(-stop // LANES))
+            rows = job.all_rows[0][start:stop]
+            tiles.load_tiles(rows, job.prototypes, job.scratch[worker], self.kernel[own], ranges[own])
 
-        def work(scratch: tiles.Scratch, chunk: slice) -> None:
-            tiles.prototype_gradients(self.x, n, self.scores, chunk, scratch, partial, total)
+        run_blocks(job.n_all, job.block, load)
+        lowest, largest = sorted(float(x) * float(job.scale) for x in (ranges[:, 0].min(), ranges[:, 1].max()))
+        self.shift = middle_of(lowest, largest)
 
-        self._spread(work, self.k)
-        return torch.from_numpy(total.astype(self.dtype))
+    def solve(self, marginals: Marginals, n_iters: int, tol: float | None) -> NDArray | None:
+        """Scaling (k,) of the columns, up to a factor; None where exponents are too far apart, or it is lost."""
+        if self.shift is None or marginals.group is not None:
+            return None
+        return find_scaling(self, marginals, n_iters, tol, self.job.dtype)
+
+    def sums(self) -> NDArray:
+        """As ``numba_scaling.py`` wants it; makes exponentials of what was loaded, so to be called once."""
+        scale, whole = self.job.scale, self.job.dtype.type(-(self.shift or 0.0))
+        ones = present_rows(np.ones(self.job.n_all))
+
+        def work(lanes: NDArray, units: slice) -> None:
+            tiles.exponentiate_tiles(self.kernel, scale, whole, ones, units, lanes, self.column_sums)
+
+        self._spread(work)
+        return self.column_sums.sum(axis=0)
+
+    def scaled_sums(self, scaling: NDArray) -> NDArray:
+        totals = np.empty((self.n_tiles, LANES))
+
+        def work(lanes: NDArray, units: slice) -> None:
+            tiles.step_tiles(self.kernel, scaling, self.weight, units, lanes, totals, self.column_sums)
+
+        self._spread(work)
+        return self.column_sums.sum(axis=0)
+
+    def _spread(self, work: Callable[[NDArray, slice], None]) -> None:
+        def run(worker: int, start: int, stop: int) -> None:
+            work(self.job.scratch[worker].lanes[0], slice(start, stop))
+
+        run_blocks(self.n_tiles, self.job.block // LANES, run)
 
 
 class HeldPasses:

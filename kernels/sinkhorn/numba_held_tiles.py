@@ -15,7 +15,8 @@ from fastdc.kernels._math import exp2_affine, multiply_add
 from fastdc.kernels._numba import jit
 from fastdc.kernels._simd import gemm
 from fastdc.kernels._vectors import LANES
-from fastdc.kernels.sinkhorn.numba_swapped_tiles import CHUNK, add_and_clear
+from fastdc.kernels.sinkhorn.numba_scaling import LOST, next_scaling
+from fastdc.kernels.sinkhorn.numba_swapped_tiles import CHUNK, add_and_clear, load_tile
 
 TILES_A_SUM = 16  # whose gradients of prototypes are summed in the working dtype
 
@@ -43,6 +44,8 @@ class Side(NamedTuple):
     scores: NDArray  # (n_tiles, k, 64)
     kernel: NDArray  # (n_tiles, k, 64)
     scaling: NDArray  # (k,) of prototypes
+    predicted: NDArray  # (n_tiles, 64) sums of the predictions' exponentials
+    totals: NDArray  # (n_tiles, 64) sums of kernel * scaling, and what follows from both:
     code: Factor  # 1 / sums of rows, so that kernel * scaling * code are codes
     said: Factor  # 1 / sums of the predictions' exponentials
     log_said: Factor  # log2 of those sums, the first part an integer
@@ -123,24 +126,78 @@ def _sum_tile(kernel, scaling, partial, totals):
 
 
 @jit
-def sum_tiles(kernel, scaling, tiles, scratch, totals):
-    """totals (n_tiles, 64) float64: sums over prototypes of kernel * scaling (k,)."""
-    for tile in range(tiles.start, tiles.stop):
-        _sum_tile(kernel[tile], scaling, scratch.lanes, totals[tile])
+def solve_view(kernel, present, column_sums, columns, n_iters, least, lanes, totals, scaling):
+    """scaling (k,): of prototypes in the last iteration, up to a factor; whether float32 has it.
+
+    column_sums (n_tiles, k): of the kernel over the rows that are present (n_tiles, 64); overwritten. columns (k,):
+    wanted masses.
+    """
+    n_tiles, k = column_sums.shape
+    sums = np.zeros(k)
+    for iteration in range(n_iters):
+        sums[:] = 0.0
+        for tile in range(n_tiles):
+            for j in range(k):
+                sums[j] += column_sums[tile, j]
+        if next_scaling(columns, sums, scaling, iteration == 0, -1.0, least) == LOST:
+            return False
+        if iteration + 1 < n_iters:
+            for tile in range(n_tiles):
+                _step_tile(kernel[tile], scaling, present[tile], lanes, totals, column_sums[tile])
+    return True
+
+
+@jit(inner=True)
+def _step_tile(kernel, scaling, weight, lanes, totals, column_sums):
+    _sum_tile(kernel, scaling, lanes, totals)
+    for lane in range(LANES):
+        lanes[lane] = weight[lane] / totals[lane]
+    _weigh_rows(kernel, lanes, column_sums)
 
 
 @jit
-def step_tiles(kernel, scaling, n, tiles, scratch, totals, column_sums):
-    """As :func:`sum_tiles`; column_sums (n_tiles, k) float64: of the n rows over their totals."""
+def step_tiles(kernel, scaling, weight, tiles, lanes, totals, column_sums):
+    """totals (n_tiles, 64): sums over prototypes of kernel * scaling (k,); both results are float64.
+
+    column_sums (n_tiles, k): of rows times weight (n_tiles, 64) over their totals.
+    """
     for tile in range(tiles.start, tiles.stop):
-        _sum_tile(kernel[tile], scaling, scratch.lanes, totals[tile])
+        _step_tile(kernel[tile], scaling, weight[tile], lanes, totals[tile], column_sums[tile])
+
+
+@jit
+def load_tiles(x, source, scratch, tiles, ranges):
+    """tiles (n_tiles, k, 64): scores or squared distances of rows x; ranges (n_tiles, 2): least and largest, or NaN."""
+    lowest, largest = scratch.lanes
+    for i in range(tiles.shape[0]):
+        tile = tiles[i]
+        load_tile(x[i * LANES : (i + 1) * LANES], source, scratch, tile)
         for lane in range(LANES):
-            scratch.lanes[lane] = 1.0 / totals[tile, lane] if tile * LANES + lane < n else 0.0
-        _weigh_rows(kernel[tile], scratch.lanes, column_sums[tile])
+            lowest[lane] = largest[lane] = tile[0, lane]
+        for j in range(1, tile.shape[0]):
+            row = tile[j]
+            for lane in range(LANES):  # NaN is taken and stays
+                lowest[lane] = lowest[lane] if not row[lane] < lowest[lane] and row[lane] == row[lane] else row[lane]
+                largest[lane] = largest[lane] if not row[lane] > largest[lane] and row[lane] == row[lane] else row[lane]
+        ranges[i, 0], ranges[i, 1] = np.min(lowest), np.max(largest)
 
 
 @jit
-def swap_tiles(first, second, scale, weight, needed, tiles, losses):
+def exponentiate_tiles(kernel, scale, whole, weight, tiles, lanes, column_sums):
+    """kernel (n_tiles, k, 64) becomes 2^(kernel scale + whole); column_sums (n_tiles, k): of rows times weight."""
+    zero = kernel.dtype.type(0)
+    for tile in range(tiles.start, tiles.stop):
+        for j in range(kernel.shape[1]):
+            row = kernel[tile, j]
+            for lane in range(LANES):
+                row[lane] = exp2_affine(row[lane], scale, whole, zero)
+        for lane in range(LANES):
+            lanes[lane] = weight[tile, lane]
+        _weigh_rows(kernel[tile], lanes, column_sums[tile])
+
+
+@jit
+def swap_tiles(first, second, scale, weight, needed, tiles, lanes, losses):
     """Scores of both sides become their gradients, if needed; losses (n_tiles,): of the rows, in bits.
 
     weight (n_tiles, 64): of rows, zero where there is none.
@@ -148,6 +205,8 @@ def swap_tiles(first, second, scale, weight, needed, tiles, losses):
     k = first.scores.shape[1]
     for tile in range(tiles.start, tiles.stop):
         losses[tile] = 0.0
+        _find_factors(first, tile, lanes)
+        _find_factors(second, tile, lanes)
         for start in range(0, k, CHUNK):
             chunk = slice(start, min(start + CHUNK, k))
             losses[tile] += _cross_entropy(first, second, tile, chunk, scale, weight[tile])
@@ -155,6 +214,23 @@ def swap_tiles(first, second, scale, weight, needed, tiles, losses):
             if needed:
                 _score_gradients(first, second, tile, chunk, scale, weight[tile])
                 _score_gradients(second, first, tile, chunk, scale, weight[tile])
+
+
+@jit(inner=True)
+def _find_factors(side, tile, lanes):
+    _sum_tile(side.kernel[tile], side.scaling, lanes, side.totals[tile])
+    for lane in range(LANES):
+        log_said = np.log2(side.predicted[tile, lane])
+        _split(1.0 / side.totals[tile, lane], side.code, tile, lane)
+        _split(1.0 / side.predicted[tile, lane], side.said, tile, lane)
+        side.log_said.upper[tile, lane] = np.rint(log_said)
+        side.log_said.lower[tile, lane] = log_said - np.rint(log_said)
+
+
+@jit(inner=True)
+def _split(number, factor, tile, lane):
+    factor.upper[tile, lane] = number
+    factor.lower[tile, lane] = number - np.float64(factor.upper[tile, lane])
 
 
 @jit(inner=True, reassociate=True)
@@ -196,10 +272,15 @@ def row_gradients(weights, columns, tiles, scratch, out):
 
 
 @jit
-def prototype_gradients(x, n, weights, chunk, scratch, partial, out):
-    """out (k, d) float64: of a chunk of prototypes, from the n first rows x (2, ..., d) of both views."""
-    out, partial = out[chunk], partial[chunk]
+def prototype_gradients(x, n, weights, chunk, scratch, partial, total, out):
+    """out (k, d): of a chunk of prototypes, from the n first rows x (2, ..., d) of both views.
+
+    partial (k, padded) is scratch, and so is total (k, d) float64, of length 0 for few rows.
+    """
+    out, partial, total = out[chunk], partial[chunk], total[chunk]
     n_tiles = -(-n // LANES)
+    total[:] = 0.0
+    partial[:] = 0
     for tile in range(n_tiles):
         for view in range(2):
             for lane in range(LANES):
@@ -207,5 +288,8 @@ def prototype_gradients(x, n, weights, chunk, scratch, partial, out):
                 for e in range(x.shape[2]):
                     scratch.rows[lane, e] = x[view, row, e] if row < n else partial.dtype.type(0)
             gemm(weights[view, tile, chunk], scratch.rows, partial, True)
-        if tile + 1 == n_tiles or (tile + 1) % TILES_A_SUM == 0:
-            add_and_clear(partial, out)
+        if total.shape[0] > 0 and (tile + 1) % TILES_A_SUM == 0:
+            add_and_clear(partial, total)
+    for j in range(out.shape[0]):
+        for e in range(out.shape[1]):
+            out[j, e] = partial[j, e] + total[j, e] if total.shape[0] > 0 else partial[j, e]

@@ -23,7 +23,7 @@ from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, empty, numpy_dtype
 from fastdc.kernels.sinkhorn import numba_tiles as tiles
 from fastdc.kernels.sinkhorn.iterate import Marginals, find_potential
-from fastdc.kernels.sinkhorn.numba_stored import StoredPasses, middle_exponent
+from fastdc.kernels.sinkhorn.numba_stored import StoredPasses, exponentials_block, middle_exponent
 
 LARGEST_BLOCK = 1024  # rows
 
@@ -41,8 +41,9 @@ def sinkhorn_assign(
     marginals = Marginals(row_marginal, column_marginal, scores.shape, scores.device, group)
     over_scores = ScorePasses(scores, epsilon, marginals)
     shift = middle_exponent(scores, float(over_scores.scale))
-    passes = over_scores if shift is None else StoredPasses(over_scores, shift)
-    return passes.assign(*find_potential(passes, marginals, n_iters, tol))
+    if shift is not None:
+        return StoredPasses(over_scores, shift).solve(marginals, n_iters, tol)
+    return over_scores.assign(*find_potential(over_scores, marginals, n_iters, tol))
 
 
 def make_scale(epsilon: float, dtype: np.dtype) -> Any:
@@ -130,6 +131,10 @@ class ScorePasses:
 
         run_blocks(self.n, self.block, work, commit)
         return torch.from_numpy(row_logs), torch.from_numpy(mass)
+
+    def fill(self, worker: int, block: slice, whole: np.floating, out: NDArray, sums: NDArray) -> None:
+        """As ``StoredPasses`` wants it."""
+        exponentials_block(self.rows[block], self.scale, whole, np.empty(self.k, self.dtype), out, sums)
 
     def assign(self, column_potential: Tensor, bound: Tensor) -> Tensor:
         potential, bounds = make_potential(column_potential, self.k, self.dtype), make_bound(bound, self.dtype)

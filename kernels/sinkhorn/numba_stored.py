@@ -1,5 +1,7 @@
 """CPU kernels for scores of a moderate range: their exponentials are made once and stored in the result.
 
+Scores that are given are looked at for their range; those of features are bounded by lengths, and made on the way.
+
 Codes are q = diag(u) K diag(v) with K = 2^(exponent - shift). Where all exponents lie within ``RANGE`` of each
 other neither K nor the scalings leave float32, so that an iteration is two products with vectors on one read of K.
 Whatever does not fit (other scores, minus infinity, marginals of extreme range) goes the way of ``ScorePasses``.
@@ -7,8 +9,9 @@ Whatever does not fit (other scores, minus infinity, marginals of extreme range)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,89 +22,131 @@ from fastdc.kernels._math import exp2_affine, multiply_add
 from fastdc.kernels._numba import jit
 from fastdc.kernels._parallel import run_blocks
 from fastdc.kernels._rows import empty
+from fastdc.kernels.sinkhorn.iterate import Marginals, Passes, find_potential
+from fastdc.kernels.sinkhorn.numba_scaling import LEAST_SCALING, find_scaling
 from fastdc.kernels.sinkhorn.numba_tiles import WIDTH, strip_rows
 
-if TYPE_CHECKING:
-    from fastdc.kernels.sinkhorn.numba_kernel import ScorePasses
-
 RANGE = 100.0  # of exponents to base 2: then sums over rows and over columns are above 2^-100 and below 2^127
-LEAST_FACTOR = -125.0  # exponent of a scaling that float32 still has
 TOGETHER = 4  # rows that share a visit to the sums over rows
 
 
 def middle_exponent(scores: Tensor, scale: float) -> float | None:
     """An integer in the middle of all exponents; None where they are too far apart or not finite."""
     lowest, largest = (float(s) * scale for s in torch.aminmax(scores))
+    return middle_of(lowest, largest)
+
+
+def middle_of(lowest: float, largest: float) -> float | None:
+    """The same of exponents of which these are the least and the largest."""
     if not largest - lowest <= RANGE or not max(-lowest, largest) < 2.0**24:
         return None
     return float(round((largest + lowest) / 2))
 
 
+class Streamed(Passes, Protocol):
+    """Passes for which nothing is stored, and what they know of the scores."""
+
+    n: int
+    k: int
+    dtype: np.dtype
+    block: int
+    workers: int
+    weight: NDArray
+    scale: Any
+
+    def assign(self, column_potential: Tensor, bound: Tensor) -> Tensor: ...
+
+    def fill(self, worker: int, block: slice, whole: np.floating, out: NDArray, sums: NDArray) -> None:
+        """``out`` (m, k) become 2^(scores scale + whole) of a block of rows, sums (k,) float64 their sums over rows."""
+
+
 class StoredPasses:
     """The passes of ``iterate.py`` over exponentials that are stored in q; ``scores`` has those over the scores."""
 
-    def __init__(self, scores: ScorePasses, shift: float) -> None:
+    def __init__(self, scores: Streamed, shift: float) -> None:
         self.scores, self.shift = scores, shift
         self.q = empty((scores.n, scores.k), scores.dtype)
         self.kernel = self.q.numpy()
 
+    def solve(self, marginals: Marginals, n_iters: int, tol: float | None) -> Tensor:
+        """The codes."""
+        if marginals.group is None:
+            scaling = find_scaling(self, marginals, n_iters, tol, self.scores.dtype)
+            if scaling is not None:
+                return self._normalised(scaling)
+        return self.assign(*find_potential(self, marginals, n_iters, tol))
+
+    def sums(self) -> NDArray:
+        """As ``numba_scaling.py`` wants it; makes the exponentials."""
+        whole = self.scores.dtype.type(-self.shift)
+
+        def work(worker: int, block: slice, sums: NDArray) -> None:
+            self.scores.fill(worker, block, whole, self.kernel[block], sums)
+
+        return self._sum_of_columns(work)
+
+    def scaled_sums(self, scaling: NDArray) -> NDArray:
+        return self._scaled(scaling)[1]
+
+    def _scaled(self, scaling: NDArray) -> tuple[NDArray, NDArray]:
+        """Sums of rows (n,), and of columns (k,) once rows are divided by theirs."""
+        weight, totals = self.scores.weight, np.empty(self.scores.n)
+        partial = [np.empty(self.scores.k, self.scores.dtype) for _ in range(self.scores.workers)]
+
+        def work(worker: int, block: slice, sums: NDArray) -> None:
+            scaled_block(self.kernel[block], scaling, weight[block], totals[block], partial[worker], sums)
+
+        return totals, self._sum_of_columns(work)
+
     def columns(self, row_potential: Tensor | None) -> tuple[Tensor, Tensor]:
         if row_potential is not None:
             return self.scores.columns(row_potential)
-        scale, whole = self.scores.scale, self.scores.dtype.type(-self.shift)
-
-        def work(block: slice, partial: NDArray, sums: NDArray) -> None:
-            exponentials_block(self.scores.rows[block], scale, whole, partial, self.kernel[block], sums)
-
-        total = self._sum_of_columns(work)
+        total = torch.from_numpy(self.sums())
         return torch.full_like(total, self.shift), total
 
-    def step(self, column_potential: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, column_potential: Tensor, bound: Tensor) -> tuple[Tensor, Tensor | None]:
         factors = find_factors(column_potential, self.scores.dtype)
         if factors is None:
             return self.scores.step(column_potential, bound)
         scaling, exponent = factors
-        weight, totals = self.scores.weight, np.empty(self.scores.n)
-
-        def work(block: slice, partial: NDArray, sums: NDArray) -> None:
-            scaled_block(self.kernel[block], scaling, weight[block], totals[block], partial, sums)
-
-        mass = self._sum_of_columns(work)
-        return torch.from_numpy(np.log2(totals) + (exponent + self.shift)), mass * torch.from_numpy(scaling)
+        totals, sums = self._scaled(scaling)
+        return torch.from_numpy(np.log2(totals) + (exponent + self.shift)), torch.from_numpy(sums * scaling)
 
     def assign(self, column_potential: Tensor, bound: Tensor) -> Tensor:
         factors = find_factors(column_potential, self.scores.dtype)
         if factors is None:
             return self.scores.assign(column_potential, bound)
 
+        return self._normalised(factors[0])
+
+    def _normalised(self, scaling: NDArray) -> Tensor:
         def work(worker: int, start: int, stop: int) -> None:
-            normalise_block(self.kernel[start:stop], factors[0])
+            normalise_block(self.kernel[start:stop], scaling)
 
         run_blocks(self.scores.n, self.scores.block, work)
         return self.q
 
-    def _sum_of_columns(self, work: Callable[[slice, NDArray, NDArray], None]) -> Tensor:
-        """What ``work(block, scratch, sums)`` leaves in its sums, added up in the order of the blocks."""
+    def _sum_of_columns(self, work: Callable[[int, slice, NDArray], None]) -> NDArray:
+        """What ``work(worker, block, sums)`` leaves in its sums, added up in the order of the blocks."""
         scores = self.scores
         total = np.zeros(scores.k)
-        partial = [np.empty(scores.k, scores.dtype) for _ in range(scores.workers)]
         sums = [np.empty(scores.k) for _ in range(scores.workers)]
 
         def on_block(worker: int, start: int, stop: int) -> None:
-            work(slice(start, stop), partial[worker], sums[worker])
+            work(worker, slice(start, stop), sums[worker])
 
         def commit(worker: int) -> None:
             total[:] += sums[worker]
 
         run_blocks(scores.n, scores.block, on_block, commit)
-        return torch.from_numpy(total)
+        return total
 
 
 def find_factors(potential: Tensor, dtype: np.dtype) -> tuple[NDArray, float] | None:
     """2^(potential - largest) in a dtype, and the largest as an integer; None where float32 has them not."""
     largest = float(potential.max().round())
     exponents = potential.numpy() - largest
-    if not np.all((exponents >= LEAST_FACTOR) | (exponents == -np.inf)):
+    if not np.all((exponents >= math.log2(LEAST_SCALING)) | (exponents == -np.inf)):
         return None
     return np.exp2(exponents).astype(dtype), largest
 

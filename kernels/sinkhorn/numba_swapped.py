@@ -22,6 +22,7 @@ from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
 from fastdc.kernels._simd import prepare
 from fastdc.kernels._vectors import LANES
+from fastdc.kernels._workspace import workspace
 from fastdc.kernels.sinkhorn import numba_swapped_tiles as tiles
 from fastdc.kernels.sinkhorn.iterate import Marginals, find_potential
 from fastdc.kernels.sinkhorn.numba_held import HeldPasses, HeldViews, is_bounded, may_hold
@@ -51,6 +52,10 @@ def swapped_prediction_loss(
         x = np.stack([rows[0 : job.n_all] for rows in job.all_rows])
         if is_bounded(x, job.prototypes.rows, float(max(scales))):
             held = HeldViews(x, job.prototypes, scales)
+    if held is not None and group is None:
+        scalings = held.solve(int(n_iters))
+        if scalings is not None:
+            return _held_loss(job, held, scalings, temperature, share, needs)
     marginals = Marginals(None, None, (job.n_all, job.k), z1.device, group)
     found = []
     for view in range(2):
@@ -62,8 +67,7 @@ def swapped_prediction_loss(
         factors = [find_factors(potential, job.dtype) for potential, _ in found]
         scalings = [f[0] for f in factors if f is not None]
         if len(scalings) == 2:
-            bits, (grad1, grad2, grad3) = held.loss_and_gradients(scalings, 0.5 * share / temperature, job.n, needs)
-            return torch.tensor(bits * (0.5 * share * math.log(2.0)), dtype=job.torch_dtype), grad1, grad2, grad3
+            return _held_loss(job, held, scalings, temperature, share, needs)
     potentials = tuple(make_potential(potential, job.k, job.dtype) for potential, _ in found)
     bounds = [make_bound(bound[: job.n], job.dtype) for _, bound in found]
     return _loss_and_gradients(job, potentials, bounds, scales, share, needs)
@@ -83,7 +87,9 @@ class _Job:
             self.all_rows = [Rows(torch.cat([z, more.to(z.dtype)]), self.dtype) for z, more in zip(views, queue)]
         self.n_all = self.n if queue is None else self.n + queue.shape[1]
         rows = as_array(prototypes, self.dtype)
-        self.prototypes = tiles.Prototypes(rows, np.ascontiguousarray(rows.T), make_potential(None, self.k, self.dtype))
+        columns = workspace("sinkhorn columns", (self.d, self.k), self.dtype)
+        torch.from_numpy(columns).copy_(torch.from_numpy(rows).T)
+        self.prototypes = tiles.Prototypes(rows, columns, make_potential(None, self.k, self.dtype))
         self.scale = make_scale(epsilon, self.dtype)
         self.block = block_rows(self.n_all, largest=LARGEST_BLOCK, row_ns=distances_ns(self.d, self.k))
         self.scratch = [self._scratch() for _ in range(n_workers(-(-self.n_all // self.block)))]
@@ -155,6 +161,13 @@ class TilePasses:
 
         run_blocks(job.n_all, job.block, work, commit)
         return torch.from_numpy(row_logs), torch.from_numpy(mass)
+
+
+def _held_loss(
+    job: _Job, held: HeldViews, scalings: list[NDArray], temperature: float, share: float, needs: list[bool]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    bits, (grad1, grad2, grad3) = held.loss_and_gradients(scalings, 0.5 * share / temperature, job.n, needs)
+    return torch.tensor(bits * (0.5 * share * math.log(2.0)), dtype=job.torch_dtype), grad1, grad2, grad3
 
 
 def _loss_and_gradients(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastdc.kernels import _tile
 from fastdc.kernels._lanes import make_corner, padded
+from fastdc.kernels._lengths import largest_sq_length
 from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
@@ -21,25 +22,20 @@ from fastdc.kernels._simd import prepare
 from fastdc.kernels._vectors import LANES
 from fastdc.kernels.sinkhorn import numba_transport_tiles as tiles
 from fastdc.kernels.sinkhorn.iterate import Marginals, find_potential
+from fastdc.kernels.sinkhorn.numba_held import HeldTiles, may_hold_tiles
 from fastdc.kernels.sinkhorn.numba_kernel import LARGEST_BLOCK, make_bound, make_potential, make_scale
+from fastdc.kernels.sinkhorn.numba_stored import RANGE, StoredPasses
 from fastdc.kernels.sinkhorn.numba_swapped import TilePasses
 from fastdc.kernels.sinkhorn.numba_swapped_tiles import Prototypes, Softmax, add_and_clear
+from fastdc.kernels.sinkhorn.numba_tiles import Potential
 
 
 def assign(x: Tensor, prototypes: Tensor, marginals: Marginals, epsilon: float, n_iters: int, tol: float) -> Tensor:
     """q (n, k) in the working dtype."""
-    job = _Scores(x, prototypes, epsilon)
-    potential, bound = job.solve(marginals, n_iters, tol)
-    bounds = make_bound(bound, job.dtype)
-    q = empty((job.n_all, job.k), job.dtype)
-    out = q.numpy()
-
-    def work(worker: int, start: int, stop: int) -> None:
-        rows, scratch = job.all_rows[0][start:stop], job.scratch[worker]
-        tiles.assign_block(rows, job.prototypes, scratch, potential, job.scale, bounds[start:stop], out[start:stop])
-
-    run_blocks(job.n_all, job.block, work)
-    return q
+    over_scores = FeaturePasses(_Scores(x, prototypes, epsilon), marginals)
+    if over_scores.is_bounded():
+        return StoredPasses(over_scores, 0.0).solve(marginals, n_iters, tol or None)
+    return over_scores.assign(*find_potential(over_scores, marginals, n_iters, tol or None))
 
 
 def label(
@@ -47,7 +43,7 @@ def label(
 ) -> tuple[Tensor, Tensor]:
     """labels (n,) int64, and confidence (n,) in the working dtype."""
     job = _Scores(x, prototypes, epsilon)
-    potential, _ = job.solve(marginals, n_iters, tol)
+    potential = job.solve(marginals, n_iters, tol)
     labels, confidence = np.empty(job.n_all, np.int64), np.empty(job.n_all, job.dtype)
 
     def work(worker: int, start: int, stop: int) -> None:
@@ -64,7 +60,7 @@ def cost(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """<P, C>, and the gradients of x and centers in the working dtype, of length 0 where not needed."""
     job = _Distances(x, centers, epsilon)
-    potential, _ = job.solve(marginals, n_iters, tol)
+    potential = job.solve(marginals, n_iters, tol, hold=True)
     weight = (marginals.weight / marginals.total).numpy()
     grad_x = empty((job.n_all, job.d) if needs[0] else (0, job.d), job.dtype)
     shape = (job.k if needs[1] else 0, padded(job.d))
@@ -104,11 +100,16 @@ class _Job:
         self.block = block_rows(self.n_all, largest=LARGEST_BLOCK)
         self.workers = n_workers(-(-self.n_all // self.block))
 
-    def solve(self, marginals: Marginals, n_iters: int, tol: float) -> tuple[Any, Tensor]:
-        """The potential of the columns and the bound of the rows; a tol of zero makes all iterations."""
-        passes: Any = TilePasses(self, 0, marginals)  # type: ignore[arg-type]
-        potential, bound = find_potential(passes, marginals, n_iters, tol or None)
-        return make_potential(potential, self.k, self.dtype), bound
+    def solve(self, marginals: Marginals, n_iters: int, tol: float, hold: bool = False) -> Potential:
+        """The potential of the columns; a tol of zero makes all iterations."""
+        if hold and may_hold_tiles(self.n_all, self.k, self.dtype.itemsize):
+            scaling = HeldTiles(self, marginals).solve(marginals, n_iters, tol or None)
+            if scaling is not None:
+                with np.errstate(divide="ignore"):
+                    return make_potential(torch.from_numpy(np.log2(scaling.astype(np.float64))), self.k, self.dtype)
+        passes = TilePasses(self, 0, marginals)  # type: ignore[arg-type]
+        potential, _ = find_potential(passes, marginals, n_iters, tol or None)
+        return make_potential(potential, self.k, self.dtype)
 
     def lanes(self, dtype: Any = None) -> NDArray:
         return np.empty(LANES, self.dtype if dtype is None else dtype)
@@ -136,6 +137,42 @@ class _Scores(_Job):
             )
             for _ in range(self.workers)
         ]
+
+
+class FeaturePasses(TilePasses):
+    """The passes over tiles of scores, and codes; what ``StoredPasses`` wants to know of the scores."""
+
+    def __init__(self, job: _Scores, marginals: Marginals) -> None:
+        super().__init__(job, 0, marginals)  # type: ignore[arg-type]
+        self.features = job
+        self.n, self.k, self.dtype, self.scale = job.n_all, job.k, job.dtype, job.scale
+        self.block, self.workers = job.block, job.workers
+        self.panels = tiles.make_panels(job.prototypes.rows)
+        self.tiles = [np.empty((LANES, LANES), job.dtype) for _ in range(job.workers)]
+
+    def is_bounded(self) -> bool:
+        """Whether no exponent leaves the range of what can be stored, by the lengths of rows."""
+        job = self.features
+        of_prototypes = largest_sq_length(Rows(torch.from_numpy(job.prototypes.rows), job.dtype), job.k, job.d)
+        sq_largest = of_prototypes * largest_sq_length(self.rows, job.n_all, job.d)
+        return bool(sq_largest * float(self.scale) ** 2 <= (RANGE / 2) ** 2)
+
+    def fill(self, worker: int, block: slice, whole: np.floating, out: NDArray, sums: NDArray) -> None:
+        """As ``StoredPasses`` wants it."""
+        tiles.fill_block(self.rows[block], self.panels, self.scale, whole, self.tiles[worker], out, sums)
+
+    def assign(self, column_potential: Tensor, bound: Tensor) -> Tensor:
+        job, bounds = self.features, make_bound(bound, self.dtype)
+        potential = make_potential(column_potential, self.k, self.dtype)
+        q = empty((self.n, self.k), self.dtype)
+        out = q.numpy()
+
+        def work(worker: int, start: int, stop: int) -> None:
+            rows, scratch = self.rows[start:stop], job.scratch[worker]
+            tiles.assign_block(rows, job.prototypes, scratch, potential, job.scale, bounds[start:stop], out[start:stop])
+
+        run_blocks(self.n, self.block, work)
+        return q
 
 
 class _Distances(_Job):

@@ -8,8 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdc.kernels import _tile
-from fastdc.kernels._math import multiply_add
+from fastdc.kernels._math import exp2_affine, multiply_add
 from fastdc.kernels._numba import jit
+from fastdc.kernels._simd import gemm
 from fastdc.kernels._tile import gradient_tile
 from fastdc.kernels._vectors import LANES
 from fastdc.kernels.sinkhorn.numba_swapped_tiles import (
@@ -49,6 +50,42 @@ class DistanceScratch(NamedTuple):
     lanes: tuple[NDArray, NDArray]  # (64,) each
     plan: NDArray  # (k, 64)
     gradient: NDArray  # (padded, 64)
+
+
+def make_panels(prototypes: NDArray) -> NDArray:
+    """(panels, d, 64): 64 prototypes in lanes, in the last panel followed by zeros."""
+    k, d = prototypes.shape
+    longer = np.zeros((-(-k // LANES) * LANES, d), prototypes.dtype)
+    longer[:k] = prototypes
+    return np.ascontiguousarray(longer.reshape(-1, LANES, d).transpose(0, 2, 1))
+
+
+@jit
+def fill_block(x, panels, scale, whole, tile, out, sums):
+    """out (m, k): 2^(scores scale + whole) of rows x (m, d); sums (k,) over rows, float64."""
+    m, k = out.shape
+    zero = x.dtype.type(0)
+    partial = np.empty(LANES, x.dtype)
+    sums[:] = 0.0
+    for start in range(0, m, LANES):
+        rows = x[start : start + LANES]
+        for panel in range(panels.shape[0]):
+            columns = slice(panel * LANES, min((panel + 1) * LANES, k))
+            gemm(rows, panels[panel], tile[: rows.shape[0]], False)
+            partial[:] = zero
+            for i in range(rows.shape[0]):
+                _store_exponentials(tile[i], scale, whole, partial, out[start + i, columns])
+            for j in range(columns.start, columns.stop):
+                sums[j] += partial[j - columns.start]
+
+
+@jit(inner=True)
+def _store_exponentials(scores, scale, whole, partial, out):
+    zero = scores.dtype.type(0)
+    for j in range(out.size):
+        value = exp2_affine(scores[j], scale, whole, zero)
+        out[j] = value
+        partial[j] += value
 
 
 @jit

@@ -159,8 +159,8 @@ def swapped_prediction_loss(
     Gradients: to z1, z2 and prototypes, once (a second derivative raises on CPUs); none through the codes.
     Memory: on CPUs the gradients, 528 bytes a prototype and thread, and the gradient of the prototypes once more
     a thread: scores are computed again in each of the passes. Of at most 2048 rows whose scores and exponentials
-    take at most 32 MB together these are held instead. A queue is copied. On GPUs the codes come from the fused
-    kernel and the rest from torch, which holds (n_samples, n_prototypes) matrices.
+    take at most 32 MB together these are held instead, and the thread keeps this memory. A queue is copied. On GPUs
+    the codes come from the fused kernel and the rest from torch, which holds (n_samples, n_prototypes) matrices.
     Precision: computed in float32 or wider.
     Determinism: same bits for any number of threads on CPUs.
 
