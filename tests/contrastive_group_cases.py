@@ -21,7 +21,8 @@ from fastdc.kernels.contrastive import (
     prototype_contrast,
     sup_con,
 )
-from fastdc.losses import ClusterContrastLoss, InfoNCELoss, NTXentLoss, PrototypeContrastLoss, SupConLoss
+from fastdc.kernels.mutual_information import iic_loss
+from fastdc.losses import ClusterContrastLoss, IICLoss, InfoNCELoss, NTXentLoss, PrototypeContrastLoss, SupConLoss
 
 ROWS, FEATURES = 90, 6
 SHARES = (slice(0, 20), slice(20, ROWS))
@@ -51,6 +52,11 @@ def columns(generator):
     x1, x2 = (torch.randn(ROWS, FEATURES, generator=generator, dtype=torch.float64) for _ in range(2))
     yield "clusters", lambda w, rows, **o: cluster_contrast((x1[rows] @ w).softmax(1), (x2[rows] @ w).softmax(1), **o)
     yield "features", lambda w, rows, **o: feature_decorrelation(x1[rows] @ w + 1, **o)
+
+    yield "information", lambda w, rows, **o: iic_loss((x1[rows] @ w).softmax(1), (x2[rows] @ w).softmax(1), 1.5, **o)
+    heads = torch.stack([x1, x2])
+    yield "heads", lambda w, rows, **o: iic_loss((heads[:, rows] @ w).softmax(2), heads[:, rows].softmax(2), **o)
+    yield "module", lambda w, rows, **o: IICLoss(from_logits=True, **o)(x1[rows] @ w, x2[rows])
 
 
 def modules(generator):
@@ -102,6 +108,8 @@ def main(rank, store):
     x = torch.randn(8, 3)
     with pytest.raises(TypeError, match=r"group must be a torch.distributed.ProcessGroup or None, got str"):
         nt_xent(x, x, group="all")
+    with pytest.raises(TypeError, match=r"group must be a torch.distributed.ProcessGroup or None, got str"):
+        iic_loss(x, x, group="all")
     dist.barrier()
     dist.destroy_process_group()
     print("all cases agree")

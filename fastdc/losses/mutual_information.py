@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from fastdc.kernels._checks import check_not_negative
@@ -17,6 +19,8 @@ class IICLoss(nn.Module):
         Weight of the marginals; 1 is the mutual information.
     from_logits : bool
         Whether the two views come as logits, of which the softmax is meant.
+    group : torch.distributed.ProcessGroup, optional
+        The processes that the rows are spread over, as in :func:`fastdc.iic_loss`.
 
     Examples
     --------
@@ -26,15 +30,15 @@ class IICLoss(nn.Module):
     -0.6931
     """
 
-    def __init__(self, lamb: float = 1.0, from_logits: bool = False) -> None:
+    def __init__(self, lamb: float = 1.0, from_logits: bool = False, group: Any = None) -> None:
         super().__init__()
-        self.lamb, self.from_logits = check_not_negative(lamb, "lamb"), from_logits
+        self.lamb, self.from_logits, self.group = check_not_negative(lamb, "lamb"), from_logits, group
 
     def forward(self, p1: Tensor, p2: Tensor) -> Tensor:
         """The loss of two views, each (n_samples, n_clusters) or with heads first, of which it is the mean."""
         if self.from_logits:
             p1, p2 = p1.softmax(-1), p2.softmax(-1)
-        return iic_loss(p1, p2, self.lamb)
+        return iic_loss(p1, p2, self.lamb, group=self.group)
 
 
 class IMSATLoss(nn.Module):

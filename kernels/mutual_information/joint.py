@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdc.kernels._autograd import refuse_transforms
 from fastdc.kernels._checks import check_not_negative
 from fastdc.kernels._eager import is_eager, without_gradient
+from fastdc.kernels._group import check_group, shares_of, sum_over
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.mutual_information.checks import check_pair
 
@@ -21,7 +22,7 @@ ROWS_A_PRODUCT = 1 << 12  # rows that one float32 sum covers; such sums are adde
 EPS = 2.220446049250313e-16  # as the paper's code clamps with
 
 
-def joint_distribution(p1: Tensor, p2: Tensor, symmetric: bool = True) -> Tensor:
+def joint_distribution(p1: Tensor, p2: Tensor, symmetric: bool = True, *, group: Any = None) -> Tensor:
     r"""Joint distribution of the clusters of two views of the same rows, eq. (2) of IIC.
 
     .. math:: P = \frac{1}{n} \sum_i p_{1i}\, p_{2i}^T, \quad P \leftarrow (P + P^T) / 2
@@ -39,6 +40,10 @@ def joint_distribution(p1: Tensor, p2: Tensor, symmetric: bool = True) -> Tensor
         Of the second view. Without ``symmetric`` it may have another number of clusters.
     symmetric : bool
         Whether the order of the two views must not matter.
+    group : torch.distributed.ProcessGroup, optional
+        The rows are spread over these processes, of which each may hold another number. The sums are added up over
+        them, nothing is gathered; every rank returns the joint of all rows, and the average of the ranks' gradients
+        of what is made of it is that of one process.
 
     Returns
     -------
@@ -67,18 +72,22 @@ def joint_distribution(p1: Tensor, p2: Tensor, symmetric: bool = True) -> Tensor
             [0.0000, 0.5000]])
     """
     check_pair(p1, p2, "p1", "p2", same_clusters=bool(symmetric))
+    check_group(group)
     refuse_transforms("joint_distribution", p1, p2)
     heads = p1.ndim == 3
     a, b = (p1, p2) if heads else (p1[None], p2[None])
     direct = without_gradient(a, b) and is_eager(a, b)
     total = _joint_sum(a, b) if direct else joint_sum(a, b)
-    joint = total / p1.shape[-2]
+    n_rows = p1.shape[-2] if group is None else shares_of(p1.shape[-2], group, p1.device).total
+    joint = sum_over(total, group) / n_rows
     if symmetric:
         joint = (joint + joint.mT) / 2
     return joint if heads else joint[0]
 
 
-def iic_loss(p1: Tensor, p2: Tensor, lamb: float = 1.0, *, eps: float = EPS, reduction: str = "mean") -> Tensor:
+def iic_loss(
+    p1: Tensor, p2: Tensor, lamb: float = 1.0, *, eps: float = EPS, reduction: str = "mean", group: Any = None
+) -> Tensor:
     r"""Loss of invariant information clustering: minus the information that two views' clusters share.
 
     .. math:: L = -\sum_{cc'} P_{cc'} (\log P_{cc'} - \lambda \log P_c - \lambda \log P_{c'})
@@ -99,6 +108,8 @@ def iic_loss(p1: Tensor, p2: Tensor, lamb: float = 1.0, *, eps: float = EPS, red
         Least value of P and of its marginals inside the loss.
     reduction : {"mean", "none"}
         "mean" is over heads; "none" gives each head's loss, by which the paper chooses the head to keep.
+    group : torch.distributed.ProcessGroup, optional
+        As in :func:`joint_distribution`; every rank returns the loss of all rows.
 
     Returns
     -------
@@ -126,7 +137,7 @@ def iic_loss(p1: Tensor, p2: Tensor, lamb: float = 1.0, *, eps: float = EPS, red
     """
     if reduction not in ("mean", "none"):
         raise ValueError(f"reduction must be one of ('mean', 'none'), got {reduction!r}")
-    loss = iic_loss_of_joint(joint_distribution(p1, p2), lamb, eps=eps)
+    loss = iic_loss_of_joint(joint_distribution(p1, p2, group=group), lamb, eps=eps)
     return loss.mean() if reduction == "mean" else loss
 
 
