@@ -13,7 +13,9 @@ from bench._harness import Bench, Cost, Inputs, Provider, Rows
 
 EPSILON, N_ITERS, TEMPERATURE = 0.05, 3, 0.1
 SHAPES = [{"n": 4096, "k": 3000}, {"n": 16384, "k": 1000}, {"n": 512, "k": 3000}]
-SWAPPED_SHAPES = [{"n": 4096, "k": 3000, "d": 128}, {"n": 512, "k": 3000, "d": 128}]
+SWAPPED_SHAPES = [
+    {"n": n, "k": k, "d": 128} for n, k in ((4096, 3000), (512, 3000), (64, 3000), (256, 300), (512, 100))
+]
 
 
 def unit(rows: int, columns: int, generator: torch.Generator) -> Tensor:
