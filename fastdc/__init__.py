@@ -8,6 +8,7 @@ from fastdc._version import __version__
 _HOME = {  # public name -> the module that defines it
     "Adjacency": "fastdc.kernels.graph",
     "BackendError": "fastdc.kernels",
+    "DBSCAN": "fastdc.cluster",
     "DEC": "fastdc.methods",
     "EdgeList": "fastdc.kernels.graph",
     "GaussianMixture": "fastdc.cluster",
@@ -23,6 +24,7 @@ _HOME = {  # public name -> the module that defines it
     "conditional_entropy": "fastdc.kernels.mutual_information",
     "contingency_table": "fastdc.kernels.contingency",
     "dec_loss": "fastdc.kernels.student_t",
+    "density_clusters": "fastdc.kernels.density",
     "entropy_statistics": "fastdc.kernels.mutual_information",
     "evaluate": "fastdc.metrics",
     "explain": "fastdc.kernels",
@@ -61,6 +63,7 @@ _HOME = {  # public name -> the module that defines it
     "prototype_concentration": "fastdc.kernels.contrastive",
     "prototype_contrast": "fastdc.kernels.contrastive",
     "purity": "fastdc.metrics",
+    "radius_counts": "fastdc.kernels.density",
     "radius_neighbors": "fastdc.kernels.neighbors",
     "ridge_self_expression": "fastdc.kernels.self_expression",
     "rim_loss": "fastdc.kernels.mutual_information",
@@ -81,6 +84,7 @@ _HOME = {  # public name -> the module that defines it
 }
 
 __all__ = [
+    "DBSCAN",
     "DEC",
     "IDEC",
     "Adjacency",
@@ -99,6 +103,7 @@ __all__ = [
     "conditional_entropy",
     "contingency_table",
     "dec_loss",
+    "density_clusters",
     "entropy_statistics",
     "evaluate",
     "explain",
@@ -137,6 +142,7 @@ __all__ = [
     "prototype_concentration",
     "prototype_contrast",
     "purity",
+    "radius_counts",
     "radius_neighbors",
     "ridge_self_expression",
     "rim_loss",
@@ -170,7 +176,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from fastdc.cluster import GaussianMixture, KMeans, MiniBatchKMeans, SphericalKMeans
+    from fastdc.cluster import DBSCAN, GaussianMixture, KMeans, MiniBatchKMeans, SphericalKMeans
     from fastdc.kernels import BackendError, explain, use_backend
     from fastdc.kernels.contingency import contingency_table
     from fastdc.kernels.contrastive import (
@@ -183,6 +189,7 @@ if TYPE_CHECKING:
         prototype_contrast,
         sup_con,
     )
+    from fastdc.kernels.density import density_clusters, radius_counts
     from fastdc.kernels.gaussian_mixture import (
         gmm_log_density,
         gmm_responsibilities,

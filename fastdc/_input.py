@@ -164,8 +164,8 @@ def read_count(value: Any, name: str, low: int = 1, high: int | None = None, hig
     return int(value)
 
 
-def read_sample_weight(sample_weight: Any, x: Tensor) -> Tensor | None:
-    """Weights of the rows of ``x`` on its device and in its dtype: finite, none negative, not all zero."""
+def read_sample_weight(sample_weight: Any, x: Tensor, *, signed: bool = False) -> Tensor | None:
+    """Weights of the rows of ``x``, on its device and in its dtype: finite, not all 0, below 0 only if ``signed``."""
     if sample_weight is None:
         return None
     if isinstance(sample_weight, Tensor):
@@ -180,7 +180,7 @@ def read_sample_weight(sample_weight: Any, x: Tensor) -> Tensor | None:
     if weight.shape != x.shape[:1]:
         raise ValueError(f"sample_weight.shape == {tuple(weight.shape)}, expected {(len(x),)}!")
     require_finite(weight, "sample_weight")
-    if bool((weight < 0).any()):
+    if not signed and bool((weight < 0).any()):
         raise ValueError("Negative values in data passed to `sample_weight`")
     if not bool(weight.any()):
         raise ValueError("Sample weights must contain at least one non-zero number: all are zero.")

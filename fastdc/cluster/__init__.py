@@ -1,8 +1,9 @@
 """Estimators on fixed features."""
 
+from fastdc.cluster.dbscan import DBSCAN
 from fastdc.cluster.gaussian_mixture import GaussianMixture
 from fastdc.cluster.kmeans import KMeans
 from fastdc.cluster.mini_batch import MiniBatchKMeans
 from fastdc.cluster.spherical import SphericalKMeans
 
-__all__ = ["GaussianMixture", "KMeans", "MiniBatchKMeans", "SphericalKMeans"]
+__all__ = ["DBSCAN", "GaussianMixture", "KMeans", "MiniBatchKMeans", "SphericalKMeans"]
