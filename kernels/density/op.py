@@ -123,7 +123,7 @@ def density_clusters(
     >>> import torch
     >>> x = torch.tensor([[9.0], [1.0], [2.0], [3.0], [7.0], [8.0]])
     >>> density_clusters(x, 1.0, 3)
-    DensityClusters(labels=tensor([0, 1, 1, 1, 0, 0]), is_core=tensor([False, False,  True, False, False,  True]))
+    DensityClusters(labels=tensor([1, 0, 0, 0, 1, 1]), is_core=tensor([False, False,  True, False, False,  True]))
     """
     x, weight, search = _begin(x, radius, sample_weight, metric, backend, "density_clusters")
     is_core = search.counts(weight) >= min_samples
