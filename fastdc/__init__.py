@@ -15,6 +15,7 @@ _HOME = {  # public name -> the module that defines it
     "IDEC": "fastdc.methods",
     "KMeans": "fastdc.cluster",
     "MiniBatchKMeans": "fastdc.cluster",
+    "SpectralClustering": "fastdc.cluster",
     "SphericalKMeans": "fastdc.cluster",
     "adjusted_mutual_info": "fastdc.metrics",
     "adjusted_rand_index": "fastdc.metrics",
@@ -93,6 +94,7 @@ __all__ = [
     "GaussianMixture",
     "KMeans",
     "MiniBatchKMeans",
+    "SpectralClustering",
     "SphericalKMeans",
     "__version__",
     "adjusted_mutual_info",
@@ -176,7 +178,7 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from fastdc.cluster import DBSCAN, GaussianMixture, KMeans, MiniBatchKMeans, SphericalKMeans
+    from fastdc.cluster import DBSCAN, GaussianMixture, KMeans, MiniBatchKMeans, SpectralClustering, SphericalKMeans
     from fastdc.kernels import BackendError, explain, use_backend
     from fastdc.kernels.contingency import contingency_table
     from fastdc.kernels.contrastive import (

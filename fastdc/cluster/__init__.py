@@ -4,6 +4,7 @@ from fastdc.cluster.dbscan import DBSCAN
 from fastdc.cluster.gaussian_mixture import GaussianMixture
 from fastdc.cluster.kmeans import KMeans
 from fastdc.cluster.mini_batch import MiniBatchKMeans
+from fastdc.cluster.spectral import SpectralClustering
 from fastdc.cluster.spherical import SphericalKMeans
 
-__all__ = ["DBSCAN", "GaussianMixture", "KMeans", "MiniBatchKMeans", "SphericalKMeans"]
+__all__ = ["DBSCAN", "GaussianMixture", "KMeans", "MiniBatchKMeans", "SpectralClustering", "SphericalKMeans"]

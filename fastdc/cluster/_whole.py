@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastdc._input import read_points
@@ -21,3 +22,30 @@ def read_whole(X: Any, estimator: Any, *, min_samples: int = 1) -> Tensor:
         check_finite=estimator.check_finite,
         min_samples=min_samples,
     )
+
+
+def finite_rows(x: Tensor, *, check: bool) -> tuple[Tensor, Tensor | None]:
+    """The finite rows of ``x``, and which these are: None where all are, or where nothing is to be looked at.
+
+    Raises
+    ------
+    ValueError
+        If no row is finite.
+    """
+    if not check:
+        return x, None
+    finite = x.isfinite().all(dim=1)
+    if bool(finite.all()):
+        return x, None
+    if not bool(finite.any()):
+        raise ValueError(f"none of the {len(x)} rows of X is finite; there is nothing to cluster")
+    return x[finite], finite
+
+
+def spread(values: Tensor, finite: Tensor | None, rest: float) -> Tensor:
+    """Values of the finite rows as values of all rows; ``rest`` for the others."""
+    if finite is None:
+        return values
+    result = torch.full(finite.shape, rest, dtype=values.dtype, device=values.device)
+    result[finite.to(values.device)] = values
+    return result
