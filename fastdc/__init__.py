@@ -10,6 +10,7 @@ _HOME = {  # public name -> the module that defines it
     "BackendError": "fastdc.kernels",
     "DBSCAN": "fastdc.cluster",
     "DEC": "fastdc.methods",
+    "DensityPeaks": "fastdc.cluster",
     "EdgeList": "fastdc.kernels.graph",
     "GaussianMixture": "fastdc.cluster",
     "IDEC": "fastdc.methods",
@@ -17,6 +18,7 @@ _HOME = {  # public name -> the module that defines it
     "MiniBatchKMeans": "fastdc.cluster",
     "SpectralClustering": "fastdc.cluster",
     "SphericalKMeans": "fastdc.cluster",
+    "SubspaceClustering": "fastdc.cluster",
     "adjusted_mutual_info": "fastdc.metrics",
     "adjusted_rand_index": "fastdc.metrics",
     "balanced_assignment": "fastdc.kernels.kmeans",
@@ -90,12 +92,14 @@ __all__ = [
     "IDEC",
     "Adjacency",
     "BackendError",
+    "DensityPeaks",
     "EdgeList",
     "GaussianMixture",
     "KMeans",
     "MiniBatchKMeans",
     "SpectralClustering",
     "SphericalKMeans",
+    "SubspaceClustering",
     "__version__",
     "adjusted_mutual_info",
     "adjusted_rand_index",
@@ -178,7 +182,16 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from fastdc.cluster import DBSCAN, GaussianMixture, KMeans, MiniBatchKMeans, SpectralClustering, SphericalKMeans
+    from fastdc.cluster import (
+        DBSCAN,
+        DensityPeaks,
+        GaussianMixture,
+        KMeans,
+        MiniBatchKMeans,
+        SpectralClustering,
+        SphericalKMeans,
+        SubspaceClustering,
+    )
     from fastdc.kernels import BackendError, explain, use_backend
     from fastdc.kernels.contingency import contingency_table
     from fastdc.kernels.contrastive import (

@@ -166,6 +166,7 @@ BAD = [
     ({"n_clusters": True}, TypeError, "n_clusters must be an integer, got True"),
     ({"n_neighbors": 0}, ValueError, "n_neighbors must be at least 1, got 0"),
     ({"affinity": "rbf"}, ValueError, "affinity must be one of .*, got 'rbf'"),
+    ({"metric": "inner_product"}, ValueError, "metric must be one of .*, got 'inner_product'"),
     ({"eigen_solver": "amg"}, ValueError, "eigen_solver must be one of .*, got 'amg'"),
     ({"affinity": "precomputed"}, ValueError, "a precomputed affinity must be square"),
 ]

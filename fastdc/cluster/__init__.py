@@ -1,10 +1,21 @@
 """Estimators on fixed features."""
 
 from fastdc.cluster.dbscan import DBSCAN
+from fastdc.cluster.density_peaks import DensityPeaks
 from fastdc.cluster.gaussian_mixture import GaussianMixture
 from fastdc.cluster.kmeans import KMeans
 from fastdc.cluster.mini_batch import MiniBatchKMeans
 from fastdc.cluster.spectral import SpectralClustering
 from fastdc.cluster.spherical import SphericalKMeans
+from fastdc.cluster.subspace import SubspaceClustering
 
-__all__ = ["DBSCAN", "GaussianMixture", "KMeans", "MiniBatchKMeans", "SpectralClustering", "SphericalKMeans"]
+__all__ = [
+    "DBSCAN",
+    "DensityPeaks",
+    "GaussianMixture",
+    "KMeans",
+    "MiniBatchKMeans",
+    "SpectralClustering",
+    "SphericalKMeans",
+    "SubspaceClustering",
+]

@@ -12,9 +12,10 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from fastdc._input import give_back, read_count, read_seed
-from fastdc.cluster._spectral import SOLVERS, graph_clusters, link_nearest, link_smallest
+from fastdc.cluster._spectral import SOLVERS, Linker, graph_clusters, link_nearest, link_smallest
 from fastdc.cluster._whole import finite_rows, read_whole, spread
 from fastdc.kernels.neighbors import knn_graph
+from fastdc.kernels.neighbors.points import METRICS, check_metric
 from fastdc.persistence import Saveable
 
 WEIGHTS = {"nearest_neighbors": None, "self_tuning": "self_tuning", "heat": "heat", "umap": "umap"}
@@ -128,10 +129,12 @@ class SpectralClustering(Saveable, ClusterMixin, BaseEstimator):
             raise ValueError(f"eigen_solver must be one of {SOLVERS}, got {self.eigen_solver!r}")
         if self.affinity != "precomputed" and self.affinity not in WEIGHTS:
             raise ValueError(f"affinity must be one of {(*WEIGHTS, 'precomputed')}, got {self.affinity!r}")
+        check_metric(self.metric, METRICS[:2])
         seed = read_seed(self.random_state)
         solver, finite = self.eigen_solver, None
         if self.affinity == "precomputed":
-            graph, link = self._read_graph(X), link_smallest
+            graph = self._read_graph(X)
+            link: Linker = link_smallest
         else:
             x = read_whole(X, self)
             x, finite = finite_rows(x, check=not self.check_finite)
