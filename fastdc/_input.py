@@ -164,8 +164,11 @@ def read_count(value: Any, name: str, low: int = 1, high: int | None = None, hig
     return int(value)
 
 
-def read_sample_weight(sample_weight: Any, x: Tensor, *, signed: bool = False) -> Tensor | None:
-    """Weights of the rows of ``x``, on its device and in its dtype: finite, not all 0, below 0 only if ``signed``."""
+def read_sample_weight(sample_weight: Any, x: Any, *, signed: bool = False, may_be_zero: bool = False) -> Tensor | None:
+    """Weights of the rows of ``x``, on its device and in its dtype: finite, not all 0, below 0 only if ``signed``.
+
+    ``may_be_zero`` is for a part of the rows.
+    """
     if sample_weight is None:
         return None
     if isinstance(sample_weight, Tensor):
@@ -173,7 +176,8 @@ def read_sample_weight(sample_weight: Any, x: Tensor, *, signed: bool = False) -
     elif isinstance(sample_weight, (int, float, np.number)):
         weight = torch.full((len(x),), float(sample_weight), dtype=x.dtype, device=x.device)
     else:
-        array = check_array(sample_weight, dtype=_NUMPY[x.dtype], ensure_2d=False, input_name="sample_weight")
+        wanted = {"dtype": _NUMPY[x.dtype], "ensure_2d": False, "ensure_min_samples": 0 if may_be_zero else 1}
+        array = check_array(sample_weight, **wanted, input_name="sample_weight")
         weight = as_tensor(array).to(x.device)
     if weight.ndim != 1:
         raise ValueError(f"Sample weights must be 1D array or scalar, got {weight.ndim} dimensions")
@@ -182,7 +186,7 @@ def read_sample_weight(sample_weight: Any, x: Tensor, *, signed: bool = False) -
     require_finite(weight, "sample_weight")
     if not signed and bool((weight < 0).any()):
         raise ValueError("Negative values in data passed to `sample_weight`")
-    if not bool(weight.any()):
+    if not may_be_zero and not bool(weight.any()):
         raise ValueError("Sample weights must contain at least one non-zero number: all are zero.")
     return weight
 

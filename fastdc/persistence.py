@@ -55,7 +55,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], di
     CheckpointError
         If it is truncated, altered, foreign, or of a later format.
     """
-    content = Path(path).read_bytes()
+    return parse_checkpoint(Path(path).read_bytes(), path)
+
+
+def parse_checkpoint(content: bytes, path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What :func:`read_checkpoint` returns, from the bytes of the file; errors name ``path``."""
     try:
         tensors = parse_tensors(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from fastdc._input import give_back, read_count, read_points, read_sample_weight
+from fastdc.cluster.sharded import ShardedRows
 from fastdc.cluster.streaming import StreamedRows, read_rows, streamed_step
 from fastdc.data import RowSource
 from fastdc.kernels.kmeans import kmeans_parallel, kmeans_plusplus, kmeans_step, nearest_center
@@ -102,6 +103,8 @@ class CenterModel(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, C
             if isinstance(x, StreamedRows):
                 x, weight = x.sample(n_clusters, weight, seed)
             return choose_rows(x, n_clusters, sample_weight=weight, random_state=seed, backend=self.backend).centers
+        if self.init == "random" and isinstance(x, ShardedRows):
+            return x[x.draw(n_clusters, weight, int(random.integers(2**31 - 1)), least=n_clusters)]
         if self.init == "random":
             chance = None if weight is None else weight.double().cpu().numpy()
             if chance is not None and np.count_nonzero(chance) < n_clusters:

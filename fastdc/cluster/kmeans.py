@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,9 +15,12 @@ from tqdm import tqdm
 
 from fastdc._input import give_back, read_count, read_sample_weight, read_seed
 from fastdc.cluster._centers import CenterModel
-from fastdc.cluster.lloyd import Record, Solution, lloyd
+from fastdc.cluster.checkpoints import Checkpoint, identity_of, open_checkpoint
+from fastdc.cluster.lloyd import Progress, Record, Solution, lloyd
+from fastdc.cluster.sharded import ShardedRows, lloyd_shards, shard_rows
 from fastdc.cluster.streaming import StreamedRows, lloyd_rows
-from fastdc.kernels.kmeans import center_update
+from fastdc.distributed import Ranks
+from fastdc.kernels.kmeans import center_update, nearest_center
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -48,6 +51,12 @@ class KMeans(CenterModel):
         None chooses by device (see ``fastdc.explain``).
     check_finite : bool
         Raise where X holds NaN or infinity. Without the check such a row gets label -1 and moves no center.
+    deterministic : bool
+        The same bits also for any kind of ``X``, and for any number of processes. Implied by ``group``.
+    group : None, "world" or torch.distributed.ProcessGroup
+        Processes that hold the rows together: each calls ``fit`` with its own, of which there may be none, and those
+        of rank 0 come first. "world" is all processes. ``fastdc.distributed.own_rows`` makes a rank's part of a
+        source that all can read. Labels are those of a rank's own rows; all else is the same on all ranks.
     random_state : int, numpy RandomState or Generator, optional
         The same integer gives the same result. Global random states are left as they were.
     verbose : int
@@ -75,6 +84,10 @@ class KMeans(CenterModel):
     -----
     Arrays come back as NumPy arrays, tensors as tensors on the device of the input.
     Results are the same bits for any number of threads, and from run to run on a GPU.
+    With ``deterministic`` and ``group`` sums are added as whole numbers, with one all_reduce an iteration; entries
+    of a feature below 1e-30 of its largest count as zero in them. k-means++ then starts as over a row source, and no
+    bounds are kept. An error on one rank is raised on all, with its cause; that a process ended or hangs, within the
+    time-out of the group. Processes must have the same kind of CPU or GPU.
     Memory: beside X the labels, for k-means++ a distance for each row, and for bounds 4 bytes a row and group of
     centers, of which there are at most 64; never n_samples x n_clusters. Of a row source four blocks of at most
     64 MB; its passes keep no bounds, and k-means++ starts from a block's number of rows drawn by chance.
@@ -105,11 +118,15 @@ class KMeans(CenterModel):
     device: str | torch.device | None = None
     backend: str | None = None
     check_finite: bool = True
+    deterministic: bool = False
+    group: Any = None
     random_state: Any = None
     verbose: int = 0
     callbacks: Sequence[Callable[[Record], Any]] | None = None
 
-    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
+    def fit(
+        self, X: Any, y: Any = None, sample_weight: Any = None, *, checkpoint: Any = None, resume: bool = False
+    ) -> KMeans:
         """Find the centers.
 
         Parameters
@@ -119,6 +136,12 @@ class KMeans(CenterModel):
             rows at a time in every pass.
         y : ignored
         sample_weight : array-like of shape (n_samples,), optional
+        checkpoint : path, optional
+            A folder that keeps the state of the run: written every 10 seconds and when ``fit`` ends, also by an
+            interrupt, never half.
+        resume : bool
+            Go on from the checkpoint in that folder, if there is one, to the result of a fit that was never
+            interrupted. ``max_iter`` and what does not change results may differ; the number of processes too.
 
         Returns
         -------
@@ -128,6 +151,10 @@ class KMeans(CenterModel):
         ------
         ValueError, TypeError
             For bad parameters and bad data.
+        CheckpointError, FileExistsError
+            If the checkpoint is damaged or of other data or parameters; if there is one and ``resume`` is False.
+        RuntimeError
+            If another process of the group failed or ended.
         KeyboardInterrupt
             Goes on to the caller; the estimator is then as before the call.
 
@@ -139,7 +166,7 @@ class KMeans(CenterModel):
         before = dict(vars(self))
         try:
             with torch.no_grad():
-                self._fit(X, sample_weight)
+                self._fit(X, sample_weight, checkpoint, resume)
         except BaseException:
             self.__dict__ = before
             raise
@@ -149,38 +176,36 @@ class KMeans(CenterModel):
         """New centers from the sums of a pass."""
         return center_update(sums, counts, centers)
 
-    def _fit(self, X: Any, sample_weight: Any) -> None:
+    def _fit(self, X: Any, sample_weight: Any, checkpoint: Any, resume: bool) -> None:
         n_clusters = read_count(self.n_clusters, "n_clusters")
-        max_iter = read_count(self.max_iter, "max_iter")
+        read_count(self.max_iter, "max_iter")
         if not self.tol >= 0:
             raise ValueError(f"tol must be 0 or above, got {self.tol}")
-        x = self._rows(X, reset=True)
-        run_lloyd = lloyd_rows if isinstance(x, StreamedRows) else lloyd
+        rows = self._intake(X, sample_weight)
+        x, ranks = rows.x, rows.ranks
         read_count(n_clusters, "n_clusters", high=len(x), high_name="n_samples")
-        weight = read_sample_weight(sample_weight, x)
         tol = self.tol * _mean_variance(x) if self.tol > 0 else 0.0
-        random = np.random.default_rng(read_seed(self.random_state))
+        seed = read_seed(self.random_state)
+        random = np.random.default_rng(int(ranks.from_first(lambda: str(seed).encode())))
+        identity = {} if checkpoint is None else identity_of(self, x, rows.weight)
+        state, saved = open_checkpoint(checkpoint, identity, resume, ranks, x.device)
         best: Solution | None = None
+        first_run = 1
+        if saved is not None:
+            first_run, random.bit_generator.state = saved.run, saved.random
+            if saved.best is not None:
+                best = Solution(saved.best.centers, _labels(x, saved.best.centers, self.backend), *saved.best[1:])
         n_runs = self._n_runs()
-        for run in range(1, n_runs + 1):
-            centers = self._start(x, weight, n_clusters, random)
-            with tqdm(total=max_iter, desc=f"k-means {run}/{n_runs}", disable=not self.verbose) as bar:
-                report = _Report(run, bar, self.callbacks or (), raises=self.check_finite)
-                found = run_lloyd(
-                    x,
-                    centers,
-                    weight,
-                    max_iter=max_iter,
-                    tol=tol,
-                    backend=self.backend,
-                    algorithm=self.algorithm,
-                    update=self._updated,
-                    report=report,
-                )
-            if best is None or found.inertia < best.inertia:
-                best = found
+        with state:
+            for run in range(first_run, n_runs + 1):
+                resumed = saved.progress if saved is not None and run == first_run else None
+                centers = resumed.centers if resumed else ranks.first(self._start(x, rows.weight, n_clusters, random))
+                state.begin(run, random, best)
+                found = self._run(rows, centers, tol, resumed, state, (run, n_runs))
+                if best is None or found.inertia < best.inertia:
+                    best = found
         assert best is not None, "there is at least one run"
-        n_found = len(torch.unique(best.labels[best.labels >= 0]))
+        n_found = x.n_found(best.labels, n_clusters) if isinstance(x, ShardedRows) else _n_found(best.labels)
         if n_found < n_clusters:
             warnings.warn(
                 f"Number of distinct clusters ({n_found}) found smaller than n_clusters ({n_clusters}). X may "
@@ -188,11 +213,59 @@ class KMeans(CenterModel):
                 ConvergenceWarning,
                 stacklevel=3,
             )
-        self.labels_ = give_back(self._settled(x, best.labels).to(torch.int32), X)
+        labels = x.of_own_rows(best.labels) if isinstance(x, ShardedRows) else best.labels
+        self.labels_ = give_back(self._settled(rows.held, labels).to(torch.int32), X)
         self.cluster_centers_ = give_back(best.centers, X)
         self.inertia_ = best.inertia
         self.n_iter_ = len(best.history)
         self.history_ = best.history
+
+    def _intake(self, X: Any, sample_weight: Any) -> _Intake:
+        if self.deterministic or self.group is not None:
+            sharded = shard_rows(X, sample_weight, self)
+            return _Intake(*sharded, lloyd_shards, sharded.x.ranks)
+        x = self._rows(X, reset=True)
+        run_lloyd = lloyd_rows if isinstance(x, StreamedRows) else lloyd
+        return _Intake(x, read_sample_weight(sample_weight, x), x, bool(self.callbacks), run_lloyd, Ranks())
+
+    def _run(
+        self,
+        rows: _Intake,
+        centers: Tensor,
+        tol: float,
+        resumed: Progress | None,
+        state: Checkpoint,
+        number: tuple[int, int],
+    ) -> Solution:
+        """One run; ``number`` says which of how many."""
+        run, n_runs = number
+        silent = not self.verbose or rows.ranks.rank > 0
+        with tqdm(total=self.max_iter, desc=f"k-means {run}/{n_runs}", disable=silent) as bar:
+            report = _Report(run, bar, self.callbacks or (), raises=self.check_finite)
+            return rows.run_lloyd(
+                rows.x,
+                centers,
+                rows.weight,
+                max_iter=self.max_iter,
+                tol=tol,
+                backend=self.backend,
+                algorithm=self.algorithm,
+                update=self._updated,
+                report=(lambda record: rows.ranks.any(lambda: report(record))) if rows.has_callbacks else report,
+                resumed=resumed,
+                keep=(lambda progress: rows.ranks.any(lambda: state.keep(progress))) if state.identity else _forget,
+            )
+
+
+class _Intake(NamedTuple):
+    """As of :class:`Sharded`; and Lloyd's algorithm over that kind of rows, and who holds them."""
+
+    x: Any
+    weight: Tensor | None
+    held: Any
+    has_callbacks: bool
+    run_lloyd: Callable[..., Solution]
+    ranks: Ranks
 
 
 class _Report:
@@ -212,6 +285,20 @@ class _Report:
         self.bar.set_postfix(inertia=f"{record['inertia']:.6g}", changed=record["n_changed"], refresh=False)
         answers = [callback(record) for callback in self.callbacks]
         return any(answer is True for answer in answers)
+
+
+def _forget(progress: Progress) -> None:
+    """Where no checkpoint is asked for."""
+
+
+def _n_found(labels: Tensor) -> int:
+    return len(torch.unique(labels[labels >= 0]))
+
+
+def _labels(x: Tensor | StreamedRows, centers: Tensor, backend: str | None) -> Tensor:
+    if isinstance(x, StreamedRows):
+        return x.labels(centers, backend)
+    return nearest_center(x, centers, backend=backend).labels
 
 
 def _mean_variance(x: Tensor | StreamedRows) -> float:

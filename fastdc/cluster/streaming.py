@@ -7,7 +7,7 @@ block, the bits of the array in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from fastdc._input import choose_device, read_points, require_finite
-from fastdc.cluster.lloyd import lloyd
+from fastdc.cluster.lloyd import Pass, lloyd
 from fastdc.data import Chunk, RowSource, TensorRows, iter_chunks
 from fastdc.kernels.kmeans import KMeansStep, kmeans_step, nearest_center, repair_empty
 
@@ -40,6 +40,8 @@ class StreamedRows:
         Raise where an entry is NaN or infinite, in the first pass over the rows.
     """
 
+    first = 0  # number that errors give the first row
+
     def __init__(self, source: RowSource, device: torch.device | str | None, *, check_finite: bool) -> None:
         self.source = source
         self.check_finite = check_finite
@@ -47,8 +49,7 @@ class StreamedRows:
         self.shape = source.shape
         self.dtype = torch.float64 if source.dtype == np.float64 else torch.float32
         self.device = choose_device(device, source.tensor if isinstance(source, TensorRows) else None)
-        fitting = max(64, BLOCK_BYTES // (source.shape[1] * source.dtype.itemsize))
-        self.block = min(MOST_ROWS, 1 << (fitting.bit_length() - 1))
+        self.block = block_of(source.shape[1], source.dtype, MOST_ROWS)
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -60,7 +61,7 @@ class StreamedRows:
     def _blocks(self) -> Generator[Chunk, None, None]:
         for chunk in iter_chunks(self.source, self.block, device=self.device):
             if not self._is_checked:
-                require_finite(chunk.x, first_row=chunk.start)
+                require_finite(chunk.x, first_row=self.first + chunk.start)
             yield chunk
         self._is_checked = True
 
@@ -68,24 +69,14 @@ class StreamedRows:
         """Some rows, in the order of their numbers (m,), on the device."""
         return torch.from_numpy(self.source.take(rows.cpu().numpy())).to(self.device)
 
+    def values_at(self, values: Tensor, rows: Tensor) -> Tensor:
+        """Entries of a vector of a value a row."""
+        return values[rows]
+
     def mean_variance(self) -> float:
         """Mean over the features of their variance; of the finite rows only."""
-        count = 0
-        mean = torch.zeros(self.shape[1], dtype=torch.float64, device=self.device)
-        spread = torch.zeros_like(mean)  # sum of squared differences from the mean
         with self.blocks() as blocks:
-            for _, x in blocks:
-                if not self.check_finite:
-                    x = x[x.isfinite().all(dim=1)]
-                if len(x) == 0:
-                    continue
-                variance, here = torch.var_mean(x, dim=0, correction=0)
-                apart = here.double() - mean
-                count += len(x)
-                share = len(x) / count
-                mean += apart * share
-                spread += variance.double() * len(x) + apart.square() * (len(x) * (1 - share))
-        return float((spread / max(count, 1)).mean())
+            return mean_variance_of(moments(x, self.check_finite) for _, x in blocks)
 
     def sample(self, n_clusters: int, sample_weight: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
         """Rows for k-means++ and their weights: all that there are up to a block, or so many by chance."""
@@ -106,11 +97,41 @@ class StreamedRows:
 
     def labels(self, centers: Tensor, backend: str | None) -> Tensor:
         """Nearest center of each row, int32."""
-        labels = _new_labels(self)
+        labels = new_labels(self)
         with self.blocks() as blocks:
             for start, x in blocks:
                 labels[start : start + len(x)] = nearest_center(x, centers, backend=backend).labels
         return labels
+
+
+def block_of(n_features: int, dtype: np.dtype, most_rows: int) -> int:
+    """Rows of a block: a power of two, at least 64, of at most 64 MB where that leaves so many."""
+    fitting = max(64, BLOCK_BYTES // (n_features * dtype.itemsize))
+    return min(most_rows, 1 << (fitting.bit_length() - 1))
+
+
+def moments(x: Tensor, all_finite: bool) -> Tensor:
+    """Number of the finite rows, their mean, and the sum of squared differences from it: (1 + 2 d,), float64."""
+    if not all_finite:
+        x = x[x.isfinite().all(dim=1)]
+    if len(x) == 0:
+        return torch.zeros(1 + 2 * x.shape[1], dtype=torch.float64, device=x.device)
+    variance, mean = (each.double() for each in torch.var_mean(x, dim=0, correction=0))
+    return torch.cat([mean.new_tensor([len(x)]), mean, variance * len(x)])
+
+
+def mean_variance_of(blocks: Iterable[Tensor]) -> float:
+    """Mean over the features of the variance of all rows, from the moments of each block."""
+    count: Any = 0
+    mean: Any = 0
+    spread: Any = 0
+    for block in blocks:
+        rows, apart = block[0], block[1 : 1 + len(block) // 2] - mean
+        count = count + rows
+        share = rows / count.clamp(min=1)
+        mean = mean + apart * share
+        spread = spread + (block[1 + len(block) // 2 :] + apart.square() * (rows * (1 - share)))
+    return float((spread / count.clamp(min=1)).mean())
 
 
 def read_rows(X: Any, estimator: Any, *, reset: bool = False) -> Any:
@@ -130,7 +151,7 @@ def streamed_step(
     backend: str | None = None,
 ) -> KMeansStep:
     """``kmeans_step`` a block at a time, float64 sums added in the order of the blocks; labels are int32."""
-    labels = _new_labels(x)
+    labels = new_labels(x)
     total: list[Tensor] = []
     with x.blocks() as blocks:
         for start, rows in blocks:
@@ -147,17 +168,10 @@ def streamed_step(
     return KMeansStep(labels, *total)
 
 
-def streamed_repair(
-    x: StreamedRows,
-    centers: Tensor,
-    labels: Tensor,
-    sums: Tensor,
-    counts: Tensor,
-    *,
-    sample_weight: Tensor | None = None,
+def farthest_rows(
+    x: StreamedRows, centers: Tensor, labels: Tensor, counts: Tensor, sample_weight: Tensor | None, most: int
 ) -> tuple[Tensor, Tensor]:
-    """``repair_empty`` of the only rows that can move: as many of the farthest as clusters are empty."""
-    n_empty = int((counts <= 0).sum())
+    """Squared distances and numbers (m,) of the rows farthest from their centers, of those that may leave them."""
     far, numbers = counts.new_empty(0), labels.new_empty(0, dtype=torch.int64)
     with x.blocks() as blocks:
         for start, block in blocks:
@@ -171,19 +185,35 @@ def streamed_repair(
                 sq_dists = (rows.double() - centers[own].double()).square().sum(dim=1)
                 far = torch.cat([far, torch.where(movable, sq_dists, 0.0)])
                 numbers = torch.cat([numbers, torch.arange(first, first + len(rows), device=x.device)])
-                order = far.sort(descending=True, stable=True).indices[:n_empty]  # of equals the lowest row
+                order = far.sort(descending=True, stable=True).indices[:most]  # of equals the lowest row
                 far, numbers = far[order], numbers[order]
+    return far, numbers
+
+
+def streamed_repair(
+    x: StreamedRows,
+    centers: Tensor,
+    labels: Tensor,
+    sums: Tensor,
+    counts: Tensor,
+    *,
+    sample_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """``repair_empty`` of the only rows that can move: as many of the farthest as clusters are empty."""
+    numbers = farthest_rows(x, centers, labels, counts, sample_weight, int((counts <= 0).sum()))[1]
     weights_of = None if sample_weight is None else sample_weight[numbers]
     return repair_empty(x[numbers], centers, labels[numbers].long(), sums, counts, sample_weight=weights_of)
 
 
 def streamed_steps(
     x: StreamedRows, sample_weight: Tensor | None, algorithm: str, backend: str | None
-) -> Callable[[Tensor, Tensor | None], KMeansStep]:
+) -> Callable[[Tensor, Tensor | None], Pass]:
     """The passes of a run, given centers and the labels before; no bounds are kept, whatever the algorithm."""
 
-    def step(centers: Tensor, previous_labels: Tensor | None) -> KMeansStep:
-        return streamed_step(x, centers, sample_weight=sample_weight, previous_labels=previous_labels, backend=backend)
+    def step(centers: Tensor, previous_labels: Tensor | None) -> Pass:
+        return Pass.of(
+            streamed_step(x, centers, sample_weight=sample_weight, previous_labels=previous_labels, backend=backend)
+        )
 
     return step
 
@@ -192,8 +222,8 @@ lloyd_rows = partial(lloyd, begin=streamed_steps, repair=streamed_repair)
 """Lloyd's algorithm over :class:`StreamedRows`."""
 
 
-def _new_labels(x: StreamedRows) -> Tensor:
-    """Room for a label a row; a MemoryError of NumPy's, which says how many bytes, where there is none."""
+def new_labels(x: StreamedRows) -> Tensor:
+    """Room for a label a row of the source; where there is none a MemoryError of NumPy's, which says how many bytes."""
     if x.device.type == "cpu":
-        return torch.from_numpy(np.empty(len(x), np.int32))
-    return torch.empty(len(x), dtype=torch.int32, device=x.device)
+        return torch.from_numpy(np.empty(len(x.source), np.int32))
+    return torch.empty(len(x.source), dtype=torch.int32, device=x.device)
