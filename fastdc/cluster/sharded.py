@@ -316,9 +316,7 @@ def shard_rows(X: Any, sample_weight: Any, estimator: Any) -> Sharded:
     _agree("as a digest of the estimator's parameters", parameters_of, [1] * ranks.size)
     assert own is not None, "gather_numbers raises where there was an error"
     if sum(counts) == 0:
-        raise ValueError(
-            f"Found array with 0 sample(s) while a minimum of 1 is required by {type(estimator).__name__}."
-        )
+        raise ValueError("X of all ranks has 0 samples; at least 1 is required")
     source = own.source
     if len(own) == 0:  # the dtype of no rows says nothing
         dtype = np.result_type(np.float32, *(np.float64 for count, double in zip(counts, doubles) if count and double))

@@ -1,0 +1,180 @@
+"""What several processes compute for ``test_distributed.py``, each from its own rows; started by spawn."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import warnings
+from datetime import timedelta
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fastdc import KMeans, SphericalKMeans
+from fastdc.cluster import sharded
+from fastdc.data import RowSource, as_row_source
+from fastdc.distributed import own_rows
+from tests.test_kmeans_estimator import make_blobs
+
+N, K, D = 3001, 12, 9
+BLOCK = 256
+SHARES = {1: [(N,)], 2: [(1000, 2001), (0, N)], 3: [(700, 0, 2301), (2990, 4, 7), (1024, 1024, 953)]}
+TIMEOUT = 20
+
+
+def small_blocks():
+    """Blocks of 256 rows, and k-means++ on 512 rows."""
+    sharded.ROWS_CPU, sharded.MOST_ROWS = BLOCK, 512
+
+
+def rows_of(rank, counts):
+    first = sum(counts[:rank])
+    return slice(first, first + counts[rank])
+
+
+class Read(RowSource):
+    """An array that is read by the reading thread."""
+
+    def __init__(self, x):
+        self.x, self.shape, self.dtype = x, x.shape, x.dtype
+
+    def read(self, start, stop, out):
+        out[:] = self.x[start:stop]
+
+
+def problems():
+    """(estimator, all rows, all weights, what a rank makes of its rows) by name."""
+    x = make_blobs(N, K, D, spread=1.0)
+    weight = np.random.default_rng(1).random(N)
+    weight[::3] = 0
+    holes = x.copy()
+    holes[5:9, 2] = np.nan
+    far = np.vstack([x[:4], np.full((8, D), 1e4, np.float32)])
+    repeated = np.repeat(np.arange(10.0)[:, None], 301, axis=0)[:N].astype(np.float32)
+    as_it_is = np.asarray
+    return {
+        "k-means++": (KMeans(K, random_state=0), x, None, as_it_is),
+        "k-means||": (KMeans(K, init="k-means||", random_state=0), x, None, Read),
+        "random": (KMeans(K, init="random", n_init=3, random_state=0), x, None, as_it_is),
+        "weights": (KMeans(K, n_init=2, random_state=3), x, weight, as_it_is),
+        "random by weights": (KMeans(K, init="random", n_init=2, random_state=0), x, weight, as_row_source),
+        "float64, far away": (KMeans(K, random_state=0), x.astype(np.float64) + 1e6, None, as_it_is),
+        "tensor": (KMeans(K, random_state=1, tol=0), x, None, torch.from_numpy),
+        "empty clusters": (KMeans(K, init=far, tol=0), x, None, as_it_is),
+        "empty clusters, weights": (KMeans(K, init=far, tol=0), x, weight, Read),
+        "few distinct rows": (KMeans(K, random_state=0, tol=0), repeated, None, as_it_is),
+        "unchecked NaN": (KMeans(K, init=x[:K], check_finite=False), holes, None, as_it_is),
+        "cosine": (SphericalKMeans(K, random_state=0), x, None, as_it_is),
+    }
+
+
+def outcome(model):
+    return {
+        "labels": np.asarray(model.labels_),
+        "centers": np.asarray(model.cluster_centers_),
+        "inertia": model.inertia_,
+        "history": model.history_,
+    }
+
+
+def solve(rank, counts, group):
+    """What each estimator finds, by name."""
+    own, found = rows_of(rank, counts), {}
+    warnings.simplefilter("ignore")
+    for name, (model, x, weight, kind) in problems().items():
+        model.set_params(group=group, deterministic=group is None)
+        part = x[own] if kind is not as_row_source or counts[rank] else np.asarray(x[own])
+        if len(part) == 0 and kind is not torch.from_numpy:
+            kind = np.asarray  # an empty row source cannot be opened
+        found[name] = outcome(model.fit(kind(part), sample_weight=None if weight is None else weight[own]))
+    return found
+
+
+class Failing(Read):
+    """Fails when it has been read from for a while."""
+
+    reads = 0
+
+    def read(self, start, stop, out):
+        self.reads += 1
+        if self.reads == 8:
+            raise OSError("the disk is gone")
+        super().read(start, stop, out)
+
+
+def faults(rank):
+    """What each rank raises, by name, where rank 1 alone has a fault."""
+    x = make_blobs(900, 4, 3)
+    part = x[rank * 450 : (rank + 1) * 450]
+    broken = part.copy()
+    if rank == 1:
+        broken[100, 1] = np.nan
+    wrong = rank == 1
+
+    def complain(record):
+        if record["iteration"] == 2:
+            raise KeyError("a callback")
+
+    calls = {
+        "NaN": lambda m: m.fit(broken),
+        "NaN in a source": lambda m: m.fit(Read(broken)),
+        "features": lambda m: m.fit(part[:, : 2 if wrong else 3]),
+        "dtype": lambda m: m.fit(part.astype(np.float64) if wrong else part),
+        "weights on one": lambda m: m.fit(part, sample_weight=np.ones(len(part)) if wrong else None),
+        "negative weight": lambda m: m.fit(part, sample_weight=np.full(len(part), -1.0 if wrong else 1.0)),
+        "all weights zero": lambda m: m.fit(part, sample_weight=np.zeros(len(part))),
+        "parameters": lambda m: m.set_params(n_clusters=5 if wrong else 4).fit(part),
+        "masked": lambda m: m.fit(np.ma.masked_array(part) if wrong else part),
+        "reading": lambda m: m.fit((Failing if wrong else Read)(part)),
+        "callback": lambda m: m.set_params(callbacks=[complain] if wrong else None).fit(part),
+        "too many clusters": lambda m: m.set_params(n_clusters=901).fit(part),
+        "no rows at all": lambda m: m.fit(part[:0]),
+        "overflow": lambda m: m.fit(part * np.float32(3e37 if wrong else 1)),
+    }
+    found = {}
+    for name, call in calls.items():
+        model = KMeans(4, random_state=0, tol=0, group="world")
+        before, begin = dict(vars(model)), time.monotonic()
+        try:
+            call(model)
+        except Exception as error:  # noqa: BLE001 - compared by the test
+            found[name] = f"{type(error).__name__}: {error}", time.monotonic() - begin
+        assert not hasattr(model, "labels_"), (name, before)
+    # the processes still understand each other
+    model = KMeans(4, random_state=0, group="world").fit(part)
+    found["afterwards"] = outcome(model)
+    stopped = KMeans(4, random_state=0, tol=0, group="world", callbacks=[lambda record: wrong] if wrong else None)
+    found["stopped by one"] = stopped.fit(part).n_iter_
+    return found
+
+
+def work(rank, size, folder):
+    torch.set_num_threads(1 + rank)
+    small_blocks()
+    options = {"rank": rank, "world_size": size, "timeout": timedelta(seconds=TIMEOUT)}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{size}", **options)
+    found = [solve(rank, counts, "world") for counts in SHARES[size]]
+    seen = own_rows(as_row_source(np.arange(10.0)[:, None]), dist.group.WORLD)
+    torch.save((found, np.asarray(seen), faults(rank) if size == 2 else None), f"{folder}/{size}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+def die(rank, size, folder, how):
+    """Rank 1 ends, or hangs, in the second iteration; what the other one raises goes to a file."""
+    small_blocks()
+    options = {"rank": rank, "world_size": size, "timeout": timedelta(seconds=3)}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{how}", **options)
+
+    def end(record):
+        if rank == 1 and record["iteration"] == 2:
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(30)
+
+    try:
+        KMeans(4, random_state=0, tol=0, group="world", callbacks=[end]).fit(make_blobs(900, 4, 3, spread=0.1))
+    except RuntimeError as error:
+        with open(f"{folder}/{how}-{rank}.txt", "w") as file:
+            file.write(str(error))
