@@ -99,6 +99,11 @@ def cluster(
     pretrain_epochs: Annotated[
         int | None, typer.Option(help="Epochs that train the autoencoder first (deep methods).")
     ] = None,
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="The bits that any number of processes would find (k-means).")
+    ] = False,
+    checkpoint: Annotated[Path | None, typer.Option(help="Folder that keeps the state of the run (k-means).")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.")] = False,
     key: Annotated[str | None, typer.Option(help="Which array of an .npz, zarr or HDF5 file.")] = None,
     columns: Annotated[
         str | None, typer.Option(help="Columns of CSV (by name or number from 0: a,b,7), parquet and Arrow.")
@@ -109,8 +114,12 @@ def cluster(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing.")] = False,
 ) -> None:
-    """Cluster the points of a file and write one label a sample."""
+    """Cluster the points of a file and write one label a sample.
+
+    With k-means also by several processes: torchrun --nproc-per-node N -m fastdc cluster ...
+    """
     from fastdc.data import open_rows, save_array
+    from fastdc.distributed import Ranks, own_rows, save_rows, torchrun_group
 
     verbose = not quiet and sys.stderr.isatty()
     options = _options_of(method, max_iter, pretrain_epochs, verbose)
@@ -119,20 +128,40 @@ def cluster(
         raise ValueError(f"--seed must be at least 0, got {seed}")
     for target, option in ((out, "--out"), (centers, "--centers")):
         _check_target(target, option, file)
+    fit_options = _fit_options_of(method, checkpoint, resume)
+    if deterministic:
+        _check_is_kmeans(method, "--deterministic")
+        options["deterministic"] = True
     x = open_rows(file, key=key, columns=columns.split(",") if columns else None, header=header)
     if k > len(x):
         raise ValueError(f"--k {k} asks for more clusters than {file} has rows ({len(x)}); choose a smaller --k")
-    started = time.perf_counter()
-    estimator = _build(method, k, seed, options)
-    labels = estimator.fit_predict(x)  # of the methods, kmeans reads the rows a part at a time
-    seconds = time.perf_counter() - started
-    save_array(out, labels)
-    if centers is not None:
-        save_array(centers, estimator.cluster_centers_)
+    with torchrun_group() as group:
+        started = time.perf_counter()
+        if group is not None:
+            _check_is_kmeans(method, "torchrun")
+            if out.suffix.lower() != ".npy":
+                raise ValueError(f"--out {out} must end in .npy, where every process writes its labels")
+            options["group"] = group
+        estimator = _build(method, k, seed, options)
+        own = x if group is None else own_rows(x, group)
+        labels = estimator.fit_predict(own, **fit_options)  # of the methods, kmeans reads the rows a part at a time
+        seconds = time.perf_counter() - started
+        ranks = Ranks(group)
+        sizes = _cluster_sizes(labels, k, ranks)
+        if group is None:
+            save_array(out, labels)
+        else:
+            save_rows(out, labels, group)
+        if ranks.rank > 0:
+            return
+        if centers is not None:
+            save_array(centers, estimator.cluster_centers_)
     if quiet:
         return
-    report = _cluster_report(file, x.shape, estimator, labels, k)
+    report = _cluster_report(file, x.shape, estimator, sizes)
     report |= {"method": method, "seed": seed, "seconds": round(seconds, 3), "labels": str(out)}
+    if ranks.size > 1:
+        report["processes"] = ranks.size
     if centers is not None:
         report["centers"] = str(centers)
     _print_report(report, as_json)
@@ -210,15 +239,40 @@ def _options_of(method: str, max_iter: int | None, pretrain_epochs: int | None, 
     return options
 
 
-def _cluster_report(file: Path, shape: tuple[int, ...], estimator: Any, labels: Any, k: int) -> dict[str, Any]:
+def _fit_options_of(method: str, checkpoint: Path | None, resume: bool) -> dict[str, Any]:
+    """Keyword arguments of ``fit`` from the options that were given."""
+    if checkpoint is None:
+        if resume:
+            raise ValueError("--resume needs --checkpoint, the folder of the run to go on with")
+        return {}
+    _check_is_kmeans(method, "--checkpoint")
+    if checkpoint.exists() and not checkpoint.is_dir():
+        raise ValueError(f"--checkpoint {checkpoint} is a file; name a folder")
+    return {"checkpoint": checkpoint, "resume": resume}
+
+
+def _check_is_kmeans(method: str, option: str) -> None:
+    if method != "kmeans":
+        raise ValueError(f"{option} is for --method kmeans, got --method {method}")
+
+
+def _cluster_sizes(labels: Any, k: int, ranks: Any) -> Any:
+    """Samples of each cluster, of all processes."""
+    import numpy as np
+    import torch
+
+    return ranks.all_sum(torch.from_numpy(np.bincount(np.asarray(labels), minlength=k))).numpy()
+
+
+def _cluster_report(file: Path, shape: tuple[int, ...], estimator: Any, sizes: Any) -> dict[str, Any]:
     import numpy as np
 
-    sizes = np.sort(np.bincount(np.asarray(labels), minlength=k))
+    sizes = np.sort(sizes)
     report: dict[str, Any] = {
         "file": str(file),
         "n_samples": shape[0],
         "n_features": shape[1],
-        "n_clusters": k,
+        "n_clusters": len(sizes),
     }
     report["cluster_sizes"] = {
         "smallest": int(sizes[0]),

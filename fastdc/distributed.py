@@ -11,8 +11,10 @@ says whether it did: ``gather_numbers``, ``check`` and ``all_sum`` take the erro
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +25,7 @@ from torch import Tensor
 from fastdc.data import RowSource
 from fastdc.kernels._group import Shares, check_group, gather_rows, shares_of
 
-__all__ = ["Blocks", "PartRows", "Ranks", "own_rows", "torchrun_group"]
+__all__ = ["Blocks", "PartRows", "Ranks", "own_rows", "save_rows", "torchrun_group"]
 
 
 class Ranks:
@@ -253,6 +255,50 @@ def own_rows(source: RowSource, group: Any = "world") -> PartRows:
     ranks = Ranks(group)
     start, stop = (len(source) * rank // ranks.size for rank in (ranks.rank, ranks.rank + 1))
     return PartRows(source, start, stop)
+
+
+def save_rows(path: str | os.PathLike[str], rows: np.ndarray, group: Any = "world") -> None:
+    """Write one ``.npy`` of the rows of all ranks, each by the rank that holds them; it appears whole or not at all.
+
+    Parameters
+    ----------
+    path : path
+        In a folder that all ranks see.
+    rows : ndarray
+        Of the same dtype on all ranks, and of the same shape but for their number.
+    group : "world", torch.distributed.ProcessGroup or None
+    """
+    ranks = Ranks(group)
+    counts = [count for (count,) in ranks.gather_numbers([len(rows)])]
+    target = Path(path).resolve()
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+
+    def make() -> bytes:
+        shape = (sum(counts), *rows.shape[1:])
+        np.lib.format.open_memmap(temporary, "w+", rows.dtype, shape).flush()
+        return str(temporary).encode()
+
+    def put() -> bytes:
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        return b""
+
+    try:
+        shared = ranks.from_first(make).decode()
+        error = None
+        try:
+            if len(rows):
+                start = sum(counts[: ranks.rank])
+                whole = np.lib.format.open_memmap(shared, "r+")
+                whole[start : start + len(rows)] = rows
+                whole.flush()
+        except Exception as caught:  # noqa: BLE001 - raised on all ranks
+            error = caught
+        ranks.check(error)
+        ranks.from_first(put)
+    finally:
+        temporary.unlink(missing_ok=True)  # the other ranks have names of their own, which are not there
 
 
 @contextmanager
