@@ -8,6 +8,7 @@ from fastdc.kernels._autograd import refuse_transforms
 from fastdc.kernels._backend import choose
 from fastdc.kernels._checks import check_not_negative, check_points, check_same_device
 from fastdc.kernels.graph import custom_ops
+from fastdc.kernels.graph.consistency_ops import consistency_loss
 from fastdc.kernels.graph.reference import consistency_reference
 from fastdc.kernels.mutual_information import marginal_entropy
 
@@ -53,8 +54,8 @@ def neighbor_consistency_loss(
 
     Notes
     -----
-    Gradients: to both, computed in the forward pass (those of the entropy in the backward pass); a second
-    derivative raises.
+    Gradients: to both, computed in the backward pass (on GPUs in the forward pass, but for those of the entropy); a
+    second derivative raises.
     Memory: the gradients, and 780 bytes a cluster and thread.
     Precision: float32 or wider. The dot product is made in the log domain, log sum exp(log p + log q): neighbours
     that have nothing in common cost what they should, where a product of probabilities is 0 and its logarithm
@@ -85,12 +86,12 @@ def neighbor_consistency_loss(
     entropy_weight = check_not_negative(entropy_weight, "entropy_weight")
     from_logits = bool(from_logits)
     name = choose("neighbor_consistency_loss", p_anchor, backend)
-    if name == "reference":
-        total = consistency_reference(p_anchor, p_neighbor, from_logits)
-    else:
+    if name != "reference":
         refuse_transforms("neighbor_consistency_loss", p_anchor, p_neighbor)
-        total = custom_ops.consistency(name, p_anchor, p_neighbor, from_logits)
-    loss = total / p_anchor.shape[0]
+    if name == "numba":
+        return consistency_loss(p_anchor, p_neighbor, entropy_weight, from_logits)
+    compute = consistency_reference if name == "reference" else custom_ops.consistency
+    loss = compute(p_anchor, p_neighbor, from_logits) / p_anchor.shape[0]
     if entropy_weight == 0.0:
         return loss
     return loss - entropy_weight * marginal_entropy(p_anchor, from_logits=from_logits, backend=backend).to(loss.dtype)

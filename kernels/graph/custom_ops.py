@@ -28,16 +28,6 @@ def _kernels(backend: str) -> Any:
     return triton_kernel
 
 
-def _consistency_kernels(backend: str) -> Any:
-    if backend == "numba":
-        from fastdc.kernels.graph import numba_consistency
-
-        return numba_consistency
-    from fastdc.kernels.graph import triton_kernel
-
-    return triton_kernel
-
-
 def _needed(*tensors: Tensor | None) -> tuple[bool, ...]:
     """Which of these want a gradient."""
     return tuple(torch.is_grad_enabled() and t is not None and t.requires_grad for t in tensors)
@@ -62,11 +52,9 @@ def propagate(backend: str, x: Tensor, adjacency: Adjacency, n_steps: int) -> Te
     return run(x, *adjacency, n_steps)
 
 
-def consistency(backend: str, anchor: Tensor, neighbor: Tensor, from_logits: bool) -> Tensor:
-    """Sum over rows of -log <p_i, p_j>."""
-    if without_gradient(anchor, neighbor) and is_eager(anchor, neighbor):
-        return _consistency_kernels(backend).consistency(anchor, neighbor, from_logits, False, False)[0]
-    return CONSISTENCY[backend](anchor, neighbor, from_logits, *_needed(anchor, neighbor))[0]
+def consistency(anchor: Tensor, neighbor: Tensor, from_logits: bool) -> Tensor:
+    """Sum over rows of -log <p_i, p_j>, on GPUs."""
+    return CONSISTENCY(anchor, neighbor, from_logits, *_needed(anchor, neighbor))[0]
 
 
 def _register_laplacian(backend: str) -> Any:
@@ -145,13 +133,12 @@ def _register_propagate(backend: str) -> Any:
     return pull
 
 
-def _register_consistency(backend: str) -> Any:
-    @torch.library.custom_op(f"fastdc::neighbor_consistency_{backend}", mutates_args=())
+def _register_consistency() -> Any:
+    @torch.library.custom_op("fastdc::neighbor_consistency_triton", mutates_args=())
     def agreement(
         anchor: Tensor, neighbor: Tensor, from_logits: bool, need_anchor: bool, need_neighbor: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        kernel = _consistency_kernels(backend).consistency
-        return kernel(anchor, neighbor, from_logits, need_anchor, need_neighbor)
+        return _kernels("triton").consistency(anchor, neighbor, from_logits, need_anchor, need_neighbor)
 
     @agreement.register_fake
     def _(
@@ -171,4 +158,4 @@ def _register_consistency(backend: str) -> Any:
 
 LAPLACIAN = {backend: _register_laplacian(backend) for backend in COMPILED}
 PROPAGATE = {backend: _register_propagate(backend) for backend in COMPILED}
-CONSISTENCY = {backend: _register_consistency(backend) for backend in COMPILED}
+CONSISTENCY = _register_consistency()

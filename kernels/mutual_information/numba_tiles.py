@@ -102,7 +102,7 @@ def logit_block(x, scratch, entropy, mass):
                 entropy[start + lane] = lanes.largest[lane] - lanes.expected[lane]
         for lane in range(LANES):
             lanes.total[lane] = x.dtype.type(1) / lanes.total[lane] if lane < part.shape[0] else x.dtype.type(0)
-        _add_mass(scratch.other[:k], lanes.total, mass)
+        add_mass(scratch.other[:k], lanes.total, mass)
 
 
 @jit
@@ -117,7 +117,7 @@ def probability_block(x, scratch, entropy, mass):
         load_columns(part, scratch.zeros, scratch.tile, scratch.corner)
         for lane in range(LANES):
             present[lane] = x.dtype.type(1 if lane < part.shape[0] else 0)
-        _add_mass(scratch.tile[:k], present, mass)
+        add_mass(scratch.tile[:k], present, mass)
         if entropy.shape[0] > 0:
             _disorder(scratch.tile[:k], disorder)
             for lane in range(part.shape[0]):
@@ -157,7 +157,8 @@ def _logarithm(x, out):
 
 
 @jit(inner=True, reassociate=True)
-def _add_mass(weights, factor, mass):
+def add_mass(weights, factor, mass):
+    """Sum over lanes of the weights (k, 64) times the factor (64,), added to mass (k,) float64."""
     for j in range(weights.shape[0]):
         total = weights.dtype.type(0)
         row = weights[j]
