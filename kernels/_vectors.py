@@ -81,6 +81,12 @@ class Vectors:
         function = cgutils.get_or_insert_function(self.builder.module, function_type, name)
         return self.builder.call(function, [a, b, c])
 
+    def call(self, name: str, vector: Any) -> Any:
+        """An intrinsic of one vector, such as llvm.exp."""
+        function_type = ir.FunctionType(self.type, [self.type])
+        name = f"{name}.v{self.size}f{self.bits}"
+        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, function_type, name), [vector])
+
     def largest(self, vector: Any) -> Any:
         """The largest number of a vector; NaN is passed over."""
         name = f"llvm.vector.reduce.fmax.v{self.size}f{self.bits}"
@@ -116,8 +122,11 @@ class Vectors:
         flags = ("reassoc",) if reassociate else ()
         return self.builder.call(function, [ir.Constant(self.scalar, 0.0), vector], fastmath=flags)
 
+    def constant(self, value: float) -> Any:
+        return ir.Constant(self.type, [value] * self.size)
+
     def zeros(self) -> Any:
-        return ir.Constant(self.type, [0.0] * self.size)
+        return self.constant(0.0)
 
 
 def loop(builder: Any, count: Any, carried: list[Any], body: Callable[[Any, list[Any]], list[Any]]) -> list[Any]:

@@ -1,6 +1,6 @@
 """Compiled blocks of VaDE's loss. Tiles are (n_components, 64) and (padded features, 64): 64 rows in lanes.
 
-With t = z - mean, e = mu - z, s2 = exp(log_var), p = exp(-log_vars) and w = s2 + e^2, a row's loss is
+With t = z - mean, u = mu - mean, e = mu - z, s2 = exp(log_var), p = exp(-log_vars) and w = s2 + e^2, a row's loss is
 
     sum_c gamma Q - logsumexp_c A - 1/2 sum_d (1 + log_var)
     A = log weight - 1/2 sum_d log_vars - 1/2 sum_d p t^2,   gamma = softmax(A)
@@ -10,15 +10,15 @@ since s2 + (mu - mean)^2 - (z - mean)^2 = w + 2 e t, and all that gamma does not
 subtracted. With G = gamma (Q - sum gamma Q), the gradient through gamma (zero where it is detached), and
 H = G - gamma:
 
-    grad z = -sum_c G p t           grad mu = sum_c gamma p (t + e)     grad log_var = s2 / 2 sum_c gamma p - 1/2
-    grad means = p sum_i (H t - gamma e)                                grad log weight = sum_i H
-    grad log_vars = 1/2 (p sum_i (H t^2 - gamma (w + 2 e t)) - sum_i H)
+    grad z = -sum_c G p t           grad mu = sum_c gamma p u           grad log_var = s2 / 2 sum_c gamma p - 1/2
+    grad means = p sum_i (G t - gamma u)                                grad log weight = sum_i H
+    grad log_vars = 1/2 (p sum_i (G t^2 - gamma (u^2 + s2)) - sum_i H)
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +26,11 @@ from numpy.typing import NDArray
 from fastdc.kernels._lanes import load_columns, store_columns
 from fastdc.kernels._math import exp, multiply_add
 from fastdc.kernels._numba import jit
+from fastdc.kernels._sweeps import make_sweep
 from fastdc.kernels._vectors import LANES
+
+LOG_JOINT, QUOTIENT, Z, MU, GRAD_Z, GRAD_MU, GRAD_LOG_VAR = range(7)  # slots of sweeps
+N_SLOTS = 7
 
 
 class Components(NamedTuple):
@@ -47,19 +51,20 @@ class Scratch(NamedTuple):
     """What one worker owns."""
 
     z: NDArray  # (padded, 64)
+    mu: NDArray  # (padded, 64)
     e: NDArray  # (padded, 64)
     half_w: NDArray  # (padded, 64): w / 2
     variance: NDArray  # (padded, 64): s2
     gamma: NDArray  # (k, 64): A, then gamma
     quotient: NDArray  # (k, 64): Q, then G
-    lanes: NDArray  # (4, 64)
+    lanes: NDArray  # (slots, 64)
     grads: NDArray  # (3, padded, 64)
     corner: NDArray  # as load_columns wants it
     zeros: NDArray  # (padded,)
 
 
 class Sums(NamedTuple):
-    """float64: of the loss, of H, of H t - gamma e, and of H t^2 - gamma (w + 2 e t)."""
+    """float64: of the loss, of H, of G t - gamma u, and of G t^2 - gamma (u^2 + s2)."""
 
     loss: NDArray  # (1,)
     mass: NDArray  # (k,)
@@ -93,35 +98,52 @@ def loss_block(rows, components, scratch, largest_log_var, detached, grads, sums
 @jit(inner=True)
 def _load(rows, start, largest_log_var, scratch):
     load_columns(rows.z[start:], scratch.zeros, scratch.z, scratch.corner)
-    load_columns(rows.mu[start:], scratch.zeros, scratch.e, scratch.corner)
+    load_columns(rows.mu[start:], scratch.zeros, scratch.mu, scratch.corner)
     load_columns(rows.log_var[start:], scratch.zeros, scratch.variance, scratch.corner)
     infinite, half = scratch.z.dtype.type(np.inf), scratch.z.dtype.type(0.5)
     for d in range(rows.z.shape[1]):
-        z, e, half_w, variance = scratch.z[d], scratch.e[d], scratch.half_w[d], scratch.variance[d]
+        z, mu, e = scratch.z[d], scratch.mu[d], scratch.e[d]
+        half_w, variance = scratch.half_w[d], scratch.variance[d]
         for lane in range(LANES):
             value = exp(variance[lane])
             variance[lane] = infinite if variance[lane] > largest_log_var else value
-            e[lane] -= z[lane]
+            e[lane] = mu[lane] - z[lane]
         for lane in range(LANES):
             half_w[lane] = half * multiply_add(e[lane], e[lane], variance[lane])
+
+
+def _meet(v: Any, lines: list[Any], constants: list[Any], sums: list[Any]) -> tuple[dict[int, Any], list[Any]]:
+    """Sums over features of p t^2 and of p (w / 2 + e t)."""
+    (z, e, half_w, mean, p), (squares, quotient) = lines, sums
+    t = v.builder.fsub(z, mean)
+    return {}, [v.fma(v.builder.fmul(p, t), t, squares), v.fma(p, v.fma(e, t, half_w), quotient)]
+
+
+def _differentiate(v: Any, lines: list[Any], constants: list[Any], sums: list[Any]) -> tuple[dict[int, Any], list[Any]]:
+    """Sums over components of G p t, gamma p u and gamma p."""
+    (gamma, slope, _, mean, p), (z, mu), (grad_z, grad_mu, weights) = lines, constants, sums
+    t, weight = v.builder.fsub(z, mean), v.builder.fmul(gamma, p)
+    of_z, of_mu = v.fma(v.builder.fmul(slope, p), t, grad_z), v.fma(weight, v.builder.fsub(mu, mean), grad_mu)
+    return {}, [of_z, of_mu, v.builder.fadd(weight, weights)]
+
+
+_sum_features = make_sweep(_meet, carried={LOG_JOINT: 0.0, QUOTIENT: 0.0}, numbers=True)
+_sum_components = make_sweep(
+    _differentiate, given=(Z, MU), carried={GRAD_Z: 0.0, GRAD_MU: 0.0, GRAD_LOG_VAR: 0.0}, numbers=True
+)
 
 
 @jit(inner=True)
 def _joint_tile(components, n_features, scratch):
     """A into gamma, Q into quotient."""
-    half = scratch.z.dtype.type(0.5)
-    for j in range(components.means.shape[0]):
-        log_joint, quotient = scratch.gamma[j], scratch.quotient[j]
+    half, lanes = scratch.z.dtype.type(0.5), scratch.lanes
+    means, precisions, log_norm = components
+    for j in range(log_norm.size):
+        first = j * n_features
+        _sum_features(scratch.z, scratch.e, scratch.half_w, lanes, n_features, means, precisions, first, 1)
         for lane in range(LANES):
-            log_joint[lane] = components.log_norm[j]
-            quotient[lane] = 0
-        for d in range(n_features):
-            mean, p = components.means[j, d], components.precisions[j, d]
-            z, e, half_w = scratch.z[d], scratch.e[d], scratch.half_w[d]
-            for lane in range(LANES):
-                t = z[lane] - mean
-                log_joint[lane] = multiply_add(-half * p * t, t, log_joint[lane])
-                quotient[lane] = multiply_add(p, multiply_add(e[lane], t, half_w[lane]), quotient[lane])
+            scratch.gamma[j, lane] = log_norm[j] - half * lanes[LOG_JOINT, lane]
+        scratch.quotient[j] = lanes[QUOTIENT]
 
 
 @jit(inner=True)
@@ -177,16 +199,16 @@ def _add_masses(scratch, mass):
         mass[j] += total
 
 
-@jit(inner=True, reassociate=True)
-def _component_sums(mean, z, e, half_w, gamma, slope):
-    """Sums over lanes of H t - gamma e and of H t^2 - gamma (w + 2 e t)."""
+@jit(inline=True, reassociate=True)
+def _component_sums(mean, z, mu, variance, gamma, slope):
+    """Sums over lanes of G t - gamma u and of G t^2 - gamma (u^2 + s2)."""
     number = z.dtype.type
     first, second = number(0), number(0)
     for lane in range(LANES):
-        t = z[lane] - mean
-        weight = slope[lane] - gamma[lane]
-        first += weight * t - gamma[lane] * e[lane]
-        second += weight * t * t - number(2) * gamma[lane] * (half_w[lane] + e[lane] * t)
+        t, u = z[lane] - mean, mu[lane] - mean
+        of_z, of_mu = slope[lane] * t, gamma[lane] * u
+        first += of_z - of_mu
+        second += of_z * t - of_mu * u - gamma[lane] * variance[lane]
     return first, second
 
 
@@ -195,7 +217,7 @@ def _add_component_sums(means, scratch, first, second):
     for j in range(means.shape[0]):
         gamma, slope = scratch.gamma[j], scratch.quotient[j]
         for d in range(means.shape[1]):
-            a, b = _component_sums(means[j, d], scratch.z[d], scratch.e[d], scratch.half_w[d], gamma, slope)
+            a, b = _component_sums(means[j, d], scratch.z[d], scratch.mu[d], scratch.variance[d], gamma, slope)
             first[j, d] += a
             second[j, d] += b
 
@@ -203,20 +225,13 @@ def _add_component_sums(means, scratch, first, second):
 @jit(inner=True)
 def _row_gradients(components, n_features, scratch):
     """Of z, mu and log_var into the grads of the scratch."""
-    half = scratch.z.dtype.type(0.5)
+    half, lanes = scratch.z.dtype.type(0.5), scratch.lanes
+    means, precisions, log_norm = components
+    gamma, slope = scratch.gamma, scratch.quotient
     for d in range(n_features):
-        z, e, variance = scratch.z[d], scratch.e[d], scratch.variance[d]
-        grad_z, grad_mu, grad_log_var = scratch.grads[0, d], scratch.grads[1, d], scratch.grads[2, d]
+        lanes[Z], lanes[MU] = scratch.z[d], scratch.mu[d]
+        _sum_components(gamma, slope, slope, lanes, log_norm.size, means, precisions, d, n_features)
+        scratch.grads[1, d] = lanes[GRAD_MU]
         for lane in range(LANES):
-            grad_z[lane] = grad_mu[lane] = grad_log_var[lane] = 0
-        for j in range(components.means.shape[0]):
-            mean, p = components.means[j, d], components.precisions[j, d]
-            gamma, slope = scratch.gamma[j], scratch.quotient[j]
-            for lane in range(LANES):
-                t = z[lane] - mean
-                weight = gamma[lane] * p
-                grad_z[lane] = multiply_add(-p * slope[lane], t, grad_z[lane])
-                grad_mu[lane] = multiply_add(weight, t + e[lane], grad_mu[lane])
-                grad_log_var[lane] += weight
-        for lane in range(LANES):
-            grad_log_var[lane] = half * variance[lane] * grad_log_var[lane] - half
+            scratch.grads[0, d, lane] = -lanes[GRAD_Z, lane]
+            scratch.grads[2, d, lane] = half * scratch.variance[d, lane] * lanes[GRAD_LOG_VAR, lane] - half

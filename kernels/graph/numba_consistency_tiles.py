@@ -7,22 +7,25 @@ long, and nothing is kept.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastdc.kernels._lanes import load_columns, make_corner, padded, store_columns
-from fastdc.kernels._math import exp, log2, multiply_add
+from fastdc.kernels._math import exp, log2
 from fastdc.kernels._numba import jit
+from fastdc.kernels._sweeps import add_sums_of_lanes, emit_exp, larger, make_sweep
 from fastdc.kernels._vectors import LANES
 from fastdc.kernels.graph.reference import FARTHEST
-from fastdc.kernels.mutual_information.numba_tiles import add_mass
 
 _LN2 = float(np.log(2.0))
 _FARTHEST = float(FARTHEST)
 _SMALL = 1e-20  # dot products below this may have lost terms that underflowed
 _TINY_32, _TINY_64 = float(np.finfo(np.float32).tiny), float(np.finfo(np.float64).tiny)
+
+# slots: of weights a, b with p = a / OF_A and q = b / OF_B
+TOP_A, TOP_B, OF_A, OF_B, DOT, MEAN, INVERSE_A, INVERSE_B, SHARE, LEVEL = range(10)
 
 
 class Scratch(NamedTuple):
@@ -30,61 +33,83 @@ class Scratch(NamedTuple):
 
     anchor: NDArray  # (padded, 64)
     neighbor: NDArray  # (padded, 64)
-    gradient: NDArray  # (padded, 64)
+    slopes: NDArray  # (padded, 64): a number a cluster
+    lanes: NDArray  # (slots, 64)
     zeros: NDArray  # (padded,)
     corner: NDArray
 
 
 def make_scratch(n_clusters: int, dtype: np.dtype) -> Scratch:
-    anchor, neighbor, gradient = (np.empty((padded(n_clusters), LANES), dtype) for _ in range(3))
-    return Scratch(anchor, neighbor, gradient, np.zeros(padded(n_clusters), dtype), make_corner(dtype))
+    anchor, neighbor, slopes = (np.zeros((padded(n_clusters), LANES), dtype) for _ in range(3))
+    lanes, zeros = np.zeros((10, LANES), dtype), np.zeros(padded(n_clusters), dtype)
+    return Scratch(anchor, neighbor, slopes, lanes, zeros, make_corner(dtype))
 
 
-class Lanes(NamedTuple):
-    """A number a row, each (64,)."""
-
-    largest: NDArray
-    of_anchor: NDArray  # sum of the weights a, b of which p = a / of_anchor and q = b / of_neighbor
-    of_neighbor: NDArray
-    dot: NDArray  # sum a b; ln <p, q> where it is made in the log domain
-    mean: NDArray  # of the slopes under p
+def _keep_larger(v: Any, lines: list[Any], constants: list[Any], sums: list[Any]) -> tuple[dict[int, Any], list[Any]]:
+    return {}, [larger(v, value, so_far) for value, so_far in zip(lines, sums)]
 
 
-@jit(inline=True)
-def _make_lanes(dtype):
-    return Lanes(
-        np.empty(LANES, dtype),
-        np.empty(LANES, dtype),
-        np.empty(LANES, dtype),
-        np.empty(LANES, dtype),
-        np.empty(LANES, dtype),
-    )
+def _weigh(v: Any, lines: list[Any], constants: list[Any], sums: list[Any]) -> tuple[dict[int, Any], list[Any]]:
+    """Logits become weights; their sums, that of the products, and of the first times the slopes."""
+    a, b = (emit_exp(v, v.builder.fsub(line, largest)) for line, largest in zip(lines, constants))
+    of_a, of_b, dot, mean = sums
+    add = v.builder.fadd
+    return {0: a, 1: b}, [add(of_a, a), add(of_b, b), v.fma(a, b, dot), v.fma(a, lines[2], mean)]
+
+
+def _multiply(v: Any, lines: list[Any], constants: list[Any], sums: list[Any]) -> tuple[dict[int, Any], list[Any]]:
+    return {}, [v.fma(lines[0], lines[1], sums[0])]
+
+
+def _to_logits(v: Any, lines: list[Any], constants: list[Any], sums: list[Any]) -> tuple[dict[int, Any], list[Any]]:
+    """Gradients a (inverse_a (level + slope) - b share) and b (inverse_b - a share) in place of the weights."""
+    (a, b, slope), (inverse_a, inverse_b, negative_share, level) = lines, constants
+    multiply = v.builder.fmul
+    of_a = v.fma(b, negative_share, multiply(inverse_a, v.builder.fadd(level, slope)))
+    return {0: multiply(a, of_a), 1: multiply(b, v.fma(a, negative_share, inverse_b))}, []
+
+
+def _to_probabilities(
+    v: Any, lines: list[Any], constants: list[Any], sums: list[Any]
+) -> tuple[dict[int, Any], list[Any]]:
+    """Gradients slope - b share and -a share in place of the probabilities."""
+    (a, b, slope), (negative_share,) = lines, constants
+    return {0: v.fma(b, negative_share, slope), 1: v.builder.fmul(a, negative_share)}, []
+
+
+_find_largest = make_sweep(_keep_larger, carried={TOP_A: -np.inf, TOP_B: -np.inf})
+_make_weights = make_sweep(_weigh, given=(TOP_A, TOP_B), carried={OF_A: 0.0, OF_B: 0.0, DOT: 0.0, MEAN: 0.0})
+_make_dot = make_sweep(_multiply, carried={DOT: 0.0})
+_make_gradients = make_sweep(_to_logits, given=(INVERSE_A, INVERSE_B, SHARE, LEVEL))
+_make_gradients_of_probabilities = make_sweep(_to_probabilities, given=(SHARE,))
 
 
 @jit
 def consistency_block(anchor, neighbor, from_logits, scratch, mass):
     """Sum over rows (m, k) of -ln <p_i, p_j>, float64; the anchors' sum into mass (k,) float64 unless of length 0."""
     k = anchor.shape[1]
-    lanes = _make_lanes(anchor.dtype)
+    a, b, lanes = scratch.anchor[:k], scratch.neighbor[:k], scratch.lanes
     one, zero = anchor.dtype.type(1), anchor.dtype.type(0)
+    dot, of_a, of_b, inverse = lanes[DOT], lanes[OF_A], lanes[OF_B], lanes[INVERSE_A]
     loss = 0.0
     mass[:] = 0.0
+    scratch.slopes[:] = 0
     for start in range(0, anchor.shape[0], LANES):
         m = min(LANES, anchor.shape[0] - start)
-        _load(anchor[start : start + m], neighbor[start : start + m], scratch)
-        a, b = scratch.anchor[:k], scratch.neighbor[:k]
-        _weigh(a, b, from_logits, lanes)
-        if mass.shape[0] > 0:
+        by_products = _load_weights(anchor[start : start + m], neighbor[start : start + m], from_logits, scratch)
+        if mass.size > 0:
             for lane in range(LANES):
-                lanes.mean[lane] = one / lanes.of_anchor[lane] if lane < m else zero
-            add_mass(a, lanes.mean, mass)
-        if lanes.dot.min() > _SMALL:  # NaN is not
-            _log_of_products(lanes)
+                inverse[lane] = one / of_a[lane] if lane < m else zero
+            add_sums_of_lanes(a, inverse, mass)
+        if by_products:
+            for lane in range(LANES):
+                dot[lane] = dot[lane] / of_a[lane] / of_b[lane]
+            _to_logarithm(dot)
         else:
             _load(anchor[start : start + m], neighbor[start : start + m], scratch)
             _to_log_domain(a, b, from_logits, lanes)
         for lane in range(m):
-            loss -= np.float64(lanes.dot[lane])
+            loss -= np.float64(dot[lane])
     return loss
 
 
@@ -92,34 +117,25 @@ def consistency_block(anchor, neighbor, from_logits, scratch, mass):
 def gradient_block(anchor, neighbor, from_logits, scratch, factor, slopes, grad_anchor, grad_neighbor):
     """Gradients of factor times that sum and of the sum of slopes (k,) p_i, into (m, k) unless these have no rows."""
     k = anchor.shape[1]
-    lanes = _make_lanes(anchor.dtype)
-    none = np.zeros(k, anchor.dtype)
-    gradient = scratch.gradient[:k]
+    a, b, lanes = scratch.anchor[:k], scratch.neighbor[:k], scratch.lanes
+    mean, of_a = lanes[MEAN], lanes[OF_A]
+    for j in range(k):
+        scratch.slopes[j] = slopes[j]
     for start in range(0, anchor.shape[0], LANES):
         m = min(LANES, anchor.shape[0] - start)
-        _load(anchor[start : start + m], neighbor[start : start + m], scratch)
-        a, b = scratch.anchor[:k], scratch.neighbor[:k]
-        _weigh(a, b, from_logits, lanes)
-        _mean_slope(a, slopes, lanes)
-        by_products = lanes.dot.min() > _SMALL  # NaN is not
-        if not by_products:
+        by_products = _load_weights(anchor[start : start + m], neighbor[start : start + m], from_logits, scratch)
+        for lane in range(LANES):
+            mean[lane] /= of_a[lane]
+        if by_products:
+            _gradients_of_products(factor, from_logits, scratch, k)
+        else:
             _load(anchor[start : start + m], neighbor[start : start + m], scratch)
             _to_log_domain(a, b, from_logits, lanes)
+            _gradients_of_logarithms(a, b, factor, slopes, from_logits, lanes)
         if grad_anchor.shape[0] > 0:
-            total = lanes.of_anchor  # the lowest logarithms in the log domain
-            if by_products:
-                _gradient_of_products(a, b, lanes.dot, total, factor, slopes, lanes.mean, from_logits, gradient)
-            else:
-                _gradient(a, b, lanes.dot, total, factor, slopes, lanes.mean, from_logits, gradient)
-            store_columns(scratch.gradient, m, grad_anchor[start:], scratch.corner)
+            store_columns(scratch.anchor, m, grad_anchor[start:], scratch.corner)
         if grad_neighbor.shape[0] > 0:
-            total = lanes.of_neighbor
-            lanes.mean[:] = 0
-            if by_products:
-                _gradient_of_products(b, a, lanes.dot, total, factor, none, lanes.mean, from_logits, gradient)
-            else:
-                _gradient(b, a, lanes.dot, total, factor, none, lanes.mean, from_logits, gradient)
-            store_columns(scratch.gradient, m, grad_neighbor[start:], scratch.corner)
+            store_columns(scratch.neighbor, m, grad_neighbor[start:], scratch.corner)
 
 
 @jit(inner=True)
@@ -129,70 +145,32 @@ def _load(anchor, neighbor, scratch):
 
 
 @jit(inner=True)
-def _weigh(a, b, from_logits, lanes):
-    """Weights a, b of the probabilities, their sums and their dot product; logits become weights."""
+def _load_weights(anchor, neighbor, from_logits, scratch):
+    """Weights of the first 64 rows, their sums and dot products; whether the latter are large enough."""
+    k = anchor.shape[1]
+    a, b, lanes = scratch.anchor, scratch.neighbor, scratch.lanes
+    _load(anchor, neighbor, scratch)
     if from_logits:
-        _exponentials(a, lanes.largest, lanes.of_anchor)
-        _exponentials(b, lanes.largest, lanes.of_neighbor)
+        _find_largest(a, b, b, lanes, k)
+        _make_weights(a, b, scratch.slopes, lanes, k)
     else:
-        lanes.of_anchor[:], lanes.of_neighbor[:] = 1, 1
-    dot = lanes.dot
-    dot[:] = 0
-    for j in range(a.shape[0]):
-        row, other = a[j], b[j]
-        for lane in range(LANES):
-            dot[lane] = multiply_add(row[lane], other[lane], dot[lane])
+        lanes[OF_A], lanes[OF_B], lanes[MEAN] = 1, 1, 0
+        _make_dot(a, b, b, lanes, k)
+    return lanes[DOT].min() > _SMALL  # NaN is not
 
 
 @jit(inner=True)
-def _exponentials(x, largest, total):
-    """Logits x (k, 64) become exp(x - largest), total their sum."""
-    _keep_largest(x, largest)
-    total[:] = 0
-    for j in range(x.shape[0]):
-        row = x[j]
-        for lane in range(LANES):
-            weight = exp(row[lane] - largest[lane])
-            row[lane] = weight
-            total[lane] += weight
-
-
-@jit(inner=True)
-def _mean_slope(a, slopes, lanes):
-    """Mean of the slopes (k,) under p."""
-    mean, total = lanes.mean, lanes.of_anchor
-    mean[:] = 0
-    for j in range(a.shape[0]):
-        row, slope = a[j], slopes[j]
-        for lane in range(LANES):
-            mean[lane] = multiply_add(row[lane], slope, mean[lane])
+def _gradients_of_products(factor, from_logits, scratch, k):
+    lanes, one = scratch.lanes, scratch.lanes.dtype.type(1)
     for lane in range(LANES):
-        mean[lane] /= total[lane]
-
-
-@jit(inner=True)
-def _log_of_products(lanes):
-    dot, of_a, of_b = lanes.dot, lanes.of_anchor, lanes.of_neighbor
-    for lane in range(LANES):
-        dot[lane] = dot[lane] / of_a[lane] / of_b[lane]
-    _to_logarithm(dot)
-
-
-@jit(inner=True)
-def _gradient_of_products(a, b, dot, total, factor, slopes, mean, from_logits, gradient):
-    """Of -factor ln <p, q> + slopes p with a = total p: to the logits of p, or to p."""
-    one = a.dtype.type(1)
-    inverse, share, level = np.empty(LANES, a.dtype), np.empty(LANES, a.dtype), np.empty(LANES, a.dtype)
-    for lane in range(LANES):
-        inverse[lane], share[lane], level[lane] = one / total[lane], factor / dot[lane], factor - mean[lane]
-    for j in range(a.shape[0]):
-        row, other, out, slope = a[j], b[j], gradient[j], slopes[j]
-        if from_logits:
-            for lane in range(LANES):
-                out[lane] = row[lane] * (inverse[lane] * (level[lane] + slope) - other[lane] * share[lane])
-        else:
-            for lane in range(LANES):
-                out[lane] = slope - other[lane] * share[lane]
+        lanes[INVERSE_A, lane] = one / lanes[OF_A, lane]
+        lanes[INVERSE_B, lane] = factor / lanes[OF_B, lane]
+        lanes[SHARE, lane] = -factor / lanes[DOT, lane]
+        lanes[LEVEL, lane] = factor - lanes[MEAN, lane]
+    if from_logits:
+        _make_gradients(scratch.anchor, scratch.neighbor, scratch.slopes, lanes, k)
+    else:
+        _make_gradients_of_probabilities(scratch.anchor, scratch.neighbor, scratch.slopes, lanes, k)
 
 
 @jit(inner=True)
@@ -208,12 +186,12 @@ def _keep_largest(x, largest):
 def _to_log_domain(a, b, from_logits, lanes):
     """Logits or probabilities a, b become logarithms, dot that of <p, q>; the lowest go where the sums were."""
     if from_logits:
-        _log_softmax(a, lanes.largest, lanes.dot, lanes.of_anchor)
-        _log_softmax(b, lanes.largest, lanes.dot, lanes.of_neighbor)
+        _log_softmax(a, lanes[TOP_A], lanes[DOT], lanes[OF_A])
+        _log_softmax(b, lanes[TOP_A], lanes[DOT], lanes[OF_B])
     else:
         _logarithms(a)
         _logarithms(b)
-    _log_dot(a, b, lanes.largest, lanes.dot)
+    _log_dot(a, b, lanes[TOP_A], lanes[DOT])
 
 
 @jit(inner=True)
@@ -289,15 +267,18 @@ def _log_dot(a, b, largest, dot):
 
 
 @jit(inner=True)
-def _gradient(a, b, dot, lowest, factor, slopes, mean, from_logits, gradient):
-    """As :func:`_gradient_of_products`, of logarithms a of p and b of q; of logits 0 at the lowest."""
+def _gradients_of_logarithms(a, b, factor, slopes, from_logits, lanes):
+    """As ``_to_logits`` and ``_to_probabilities``, of logarithms a of p and b of q; of logits 0 at the lowest."""
+    zero = a.dtype.type(0)
+    dot, mean, lowest_a, lowest_b = lanes[DOT], lanes[MEAN], lanes[OF_A], lanes[OF_B]
     for j in range(a.shape[0]):
-        row, other, out, slope = a[j], b[j], gradient[j], slopes[j]
-        if from_logits:
-            for lane in range(LANES):
-                p = exp(row[lane])
-                value = factor * (p - exp(row[lane] + other[lane] - dot[lane])) + p * (slope - mean[lane])
-                out[lane] = a.dtype.type(0) if row[lane] <= lowest[lane] else value
-        else:
-            for lane in range(LANES):
-                out[lane] = slope - factor * exp(other[lane] - dot[lane])
+        for lane in range(LANES):
+            log_p, log_q = a[j, lane], b[j, lane]
+            if from_logits:
+                p, share = exp(log_p), factor * exp(log_p + log_q - dot[lane])
+                of_a = factor * p - share + p * (slopes[j] - mean[lane])
+                a[j, lane] = zero if log_p <= lowest_a[lane] else of_a
+                b[j, lane] = zero if log_q <= lowest_b[lane] else factor * exp(log_q) - share
+            else:
+                a[j, lane] = slopes[j] - factor * exp(log_q - dot[lane])
+                b[j, lane] = -factor * exp(log_p - dot[lane])

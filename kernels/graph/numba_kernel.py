@@ -16,6 +16,8 @@ from fastdc.kernels.graph import numba_tiles as tiles
 from fastdc.kernels.graph.checks import check_nodes
 from fastdc.kernels.graph.edges import index_dtype
 
+_NUMPY_INDEX: dict[torch.dtype, np.dtype[Any]] = {torch.int32: np.dtype(np.int32), torch.int64: np.dtype(np.int64)}
+
 
 def bucket_edges(ends: Tensor, others: Tensor, n_nodes: int, both: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(indptr, other ends, numbers) of edges by their ends, in their order; from both with ``both``."""
@@ -25,7 +27,7 @@ def bucket_edges(ends: Tensor, others: Tensor, n_nodes: int, both: bool) -> tupl
     length = ends.shape[0] * len(sides)
     indptr = np.zeros(n_nodes + 1, np.int64)
     index = index_dtype(max(n_nodes, length))
-    neighbors, numbers = (torch.empty(length, dtype=index) for _ in range(2))
+    neighbors, numbers = (empty((length,), _NUMPY_INDEX[index]) for _ in range(2))
     rows = max(1, -(-n_nodes // n_workers(n_nodes)))  # each worker reads all edges: as few blocks as workers
 
     def count(_: int, start: int, stop: int) -> None:
@@ -39,6 +41,9 @@ def bucket_edges(ends: Tensor, others: Tensor, n_nodes: int, both: bool) -> tupl
 
     run_blocks(n_nodes, rows, count)
     np.cumsum(indptr, out=indptr)
+    if indptr[-1] != length:  # not all ends are nodes; one of these names the first that is not
+        check_nodes(ends, n_nodes)
+        check_nodes(others, n_nodes)
     run_blocks(n_nodes, rows, fill)
     return torch.from_numpy(indptr), neighbors, numbers
 

@@ -19,6 +19,7 @@ from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.mutual_information.checks import check_pair
 
 ROWS_A_PRODUCT = 1 << 12  # rows that one float32 sum covers; such sums are added up in float64
+ROWS_A_PART = 1 << 11  # rows of a matrix on CPUs: a thread gets whole matrices, and heads alone would not occupy all
 EPS = 2.220446049250313e-16  # as the paper's code clamps with
 
 
@@ -164,7 +165,7 @@ def _joint_sum(p1: Tensor, p2: Tensor) -> Tensor:
     dtype = working_dtype(p1, p2)
     with torch.no_grad(), torch.autocast(p1.device.type, enabled=False):
         parts = zip(p1.split(ROWS_A_PRODUCT, dim=1), p2.split(ROWS_A_PRODUCT, dim=1))
-        products = (torch.matmul(a.to(dtype).mT, b.to(dtype)) for a, b in parts)
+        products = (_product(a.to(dtype), b.to(dtype)) for a, b in parts)
         if p1.shape[1] <= ROWS_A_PRODUCT:
             return next(products)
         total = torch.zeros(
@@ -177,11 +178,29 @@ def _joint_sum(p1: Tensor, p2: Tensor) -> Tensor:
         return total.to(dtype)
 
 
+def _product(p1: Tensor, p2: Tensor) -> Tensor:
+    """p1^T p2 of each head."""
+    n_parts = min(_n_parts(p1), _n_parts(p2))
+    if n_parts == 1:
+        return torch.matmul(p1.mT, p2)
+    a, b = (p.unflatten(1, (n_parts, -1)) for p in (p1, p2))
+    return torch.matmul(a.mT, b).sum(dim=1)
+
+
+def _n_parts(p: Tensor) -> int:
+    """Parts that the rows of p (h, n, k) are cut into, without a copy, to be multiplied side by side."""
+    n_parts = -(-p.shape[1] // ROWS_A_PART)
+    return n_parts if p.device.type == "cpu" and p.is_contiguous() and p.shape[1] % n_parts == 0 else 1
+
+
 def _joint_gradient(p: Tensor, gradient: Tensor, out_dtype: torch.dtype) -> Tensor:
     """p @ gradient, a chunk of rows at a time where a dtype must be converted."""
     with torch.no_grad(), torch.autocast(p.device.type, enabled=False):
         if p.dtype == gradient.dtype == out_dtype:
-            return torch.matmul(p, gradient)
+            n_parts = _n_parts(p)
+            if n_parts == 1:
+                return torch.matmul(p, gradient)
+            return torch.matmul(p.unflatten(1, (n_parts, -1)), gradient[:, None]).flatten(1, 2)
         result = p.new_empty((*p.shape[:2], gradient.shape[2]), dtype=out_dtype)
         for rows, out in zip(p.split(ROWS_A_PRODUCT, dim=1), result.split(ROWS_A_PRODUCT, dim=1)):
             out.copy_(torch.matmul(rows.to(gradient.dtype), gradient))

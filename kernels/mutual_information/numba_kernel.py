@@ -17,17 +17,19 @@ from torch import Tensor
 from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import Rows, empty, numpy_dtype
+from fastdc.kernels.mutual_information import numba_logit_tiles as logit_tiles
 from fastdc.kernels.mutual_information import numba_tiles as tiles
+from fastdc.kernels.mutual_information import numba_vat_tiles as vat_tiles
 
 
 def entropy_rows(x: Tensor, from_logits: bool, want_entropy: bool) -> tuple[Tensor, Tensor]:
     """Entropy of each row (h, n), of length 0 where not wanted, and sum of p over rows (h, k), float64."""
-    job = _Job(x)
+    job = _Job(x, logit_tiles if from_logits else tiles)
     entropy = empty((job.heads, job.n) if want_entropy else (0,), job.dtype)
     none: Any = np.empty(0, job.dtype)
     mass = np.zeros((job.heads, job.k))
     partial = [np.zeros(job.k) for _ in job.scratch]
-    kernel: Any = tiles.logit_block if from_logits else tiles.probability_block
+    kernel: Any = logit_tiles.logit_block if from_logits else tiles.probability_block
 
     def work(worker: int, head: int, start: int, stop: int) -> None:
         out = entropy.numpy()[head, start:stop] if want_entropy else none
@@ -42,12 +44,12 @@ def entropy_rows(x: Tensor, from_logits: bool, want_entropy: bool) -> tuple[Tens
 
 def entropy_rows_backward(x: Tensor, grad_entropy: Tensor | None, grad_mass: Tensor, from_logits: bool) -> Tensor:
     """Gradient (h, n, k) in the dtype of x; of logits p (t - E[t]) with t = grad_mass - grad_entropy ln p."""
-    job = _Job(x)
+    job = _Job(x, logit_tiles if from_logits else tiles)
     entropy = torch.zeros(1, dtype=job.torch_dtype) if grad_entropy is None else grad_entropy.to(job.torch_dtype)
     of_rows = entropy.expand(job.heads, job.n).numpy()
     of_clusters = np.ascontiguousarray(grad_mass.numpy(), dtype=job.dtype)
     out = _Out(job, x)
-    kernel: Any = tiles.logit_backward_block if from_logits else tiles.probability_backward_block
+    kernel: Any = logit_tiles.logit_backward_block if from_logits else tiles.probability_backward_block
 
     def work(worker: int, head: int, start: int, stop: int) -> None:
         rows = np.ascontiguousarray(of_rows[head, start:stop])
@@ -60,7 +62,7 @@ def entropy_rows_backward(x: Tensor, grad_entropy: Tensor | None, grad_mass: Ten
 
 def vat_kl(perturbed: Tensor, logits: Tensor, need_gradient: bool) -> tuple[Tensor, Tensor]:
     """Sum over rows of KL(softmax(logits) || softmax(perturbed)), and its gradient to ``perturbed``."""
-    job = _Job(perturbed, working_dtype(perturbed, logits))
+    job = _Job(perturbed, vat_tiles, working_dtype(perturbed, logits))
     constant = [Rows(head, job.dtype) for head in logits]
     gradient = empty((job.heads, job.n, job.k) if need_gradient else (0,), job.dtype)
     none: Any = np.empty((0, job.k), job.dtype)
@@ -70,7 +72,7 @@ def vat_kl(perturbed: Tensor, logits: Tensor, need_gradient: bool) -> tuple[Tens
     def work(worker: int, head: int, start: int, stop: int) -> None:
         out = gradient.numpy()[head, start:stop] if need_gradient else none
         rows = constant[head][start:stop], job.rows[head][start:stop]
-        losses[worker] = tiles.vat_block(*rows, job.scratch[worker], out)
+        losses[worker] = vat_tiles.vat_block(*rows, job.scratch[worker], out)
 
     def commit(worker: int, head: int) -> None:
         total[0] += losses[worker]
@@ -82,7 +84,7 @@ def vat_kl(perturbed: Tensor, logits: Tensor, need_gradient: bool) -> tuple[Tens
 class _Job:
     """One call's rows as the tiles want them, cut into blocks, and each worker's scratch."""
 
-    def __init__(self, x: Tensor, dtype: torch.dtype | None = None) -> None:
+    def __init__(self, x: Tensor, kind: Any, dtype: torch.dtype | None = None) -> None:
         self.heads, self.n, self.k = x.shape
         self.torch_dtype = working_dtype(x) if dtype is None else dtype
         self.dtype = numpy_dtype(self.torch_dtype)
@@ -90,7 +92,7 @@ class _Job:
         self.block = block_rows(self.n, row_ns=self.k)
         self.blocks_a_head = -(-self.n // self.block)
         n_blocks = self.heads * self.blocks_a_head
-        self.scratch = [tiles.make_scratch(self.k, self.dtype) for _ in range(n_workers(n_blocks))]
+        self.scratch = [kind.make_scratch(self.k, self.dtype) for _ in range(n_workers(n_blocks))]
 
     def run(self, work: Callable[[int, int, int, int], None], commit: Callable[[int, int], None] | None = None) -> None:
         """``work(worker, head, start, stop)`` for each block, ``commit(worker, head)`` in their order."""
