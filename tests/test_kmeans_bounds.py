@@ -92,13 +92,16 @@ def run_steps(steps, centers, n_steps):
 
 
 def test_distances_are_skipped_and_bounds_rest_where_they_do_not_pay():
-    x = make_points("groups", 4000, 16)
+    x = make_points("groups", 40_000, 16)
     steps = LloydSteps(x, None)
     centers, labels = run_steps(steps, kmeans_plusplus(x, 64, random_state=0).centers, 12)
     steps(centers, labels)
     assert steps.memory.share < 0.5
     steps(make_points("normal", 64, 16, seed=2), labels)  # all centers move far
     assert steps.memory.lower is None
+    small = LloydSteps(x[:4000], None)
+    run_steps(small, centers, 6)
+    assert small.memory is None
 
 
 def test_restless_centers_are_looked_at_by_all_rows_and_come_home():

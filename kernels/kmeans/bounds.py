@@ -7,10 +7,12 @@ from typing import Any
 from torch import Tensor
 
 from fastdc.kernels._backend import choose
+from fastdc.kernels._parallel import distances_ns
 from fastdc.kernels.kmeans.op import KMeansStep, kmeans_step
 
 ALGORITHMS = ("auto", "lloyd", "bounds")
 FEWEST_CENTERS, FEWEST_FEATURES = 16, 9  # below, a plain pass is as fast
+LEAST_WORK = 1e7  # nanoseconds of a pass on one thread; below, what bounds are begun with outweighs what they save
 QUIET = 8  # bounds are thought of when less than one row in so many changes its label
 PAYING = 0.75  # share of the distances; where more have to be made, a plain pass is faster
 LARGEST = 1e15  # coordinate of a center; beyond, and with NaN, passes are plain
@@ -29,8 +31,8 @@ class LloydSteps:
     x : Tensor of shape (n_samples, n_features)
     sample_weight : Tensor of shape (n_samples,) or None
     algorithm : {"auto", "lloyd", "bounds"}
-        "auto" takes bounds on CPUs with at least 16 centers and 9 features; "lloyd" never; "bounds" from the second
-        call on.
+        "auto" takes bounds on CPUs with at least 16 centers and 9 features where a pass takes some milliseconds;
+        "lloyd" never; "bounds" from the second call on.
     backend : {None, "reference", "numba", "triton"}
         Bounds are of the numba backend; the others make plain passes.
 
@@ -76,8 +78,10 @@ class LloydSteps:
         """Whether this kind of call may have bounds at all."""
         if self.algorithm == "lloyd" or choose("kmeans_step", self.x, self.backend) != "numba":
             return False
-        fewest = FEWEST_CENTERS if self.algorithm == "auto" else 2
-        if centers.shape[0] < fewest or centers.shape[1] < FEWEST_FEATURES:
+        k, d = centers.shape
+        if k < (FEWEST_CENTERS if self.algorithm == "auto" else 2) or d < FEWEST_FEATURES:
+            return False
+        if self.algorithm == "auto" and len(self.x) * distances_ns(d, k) < LEAST_WORK:
             return False
         return float(centers.abs().max()) < LARGEST
 
