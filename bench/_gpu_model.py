@@ -33,6 +33,9 @@ LIMITS = {
 }
 
 
+QUARTERS = 4  # parts of a multiprocessor, with registers of their own; a warp stays in one
+
+
 class Occupancy(NamedTuple):
     """Programs and warps that a multiprocessor holds at once, and what there is no more of."""
 
@@ -45,8 +48,9 @@ def occupancy(chip: str, registers: int, num_warps: int, shared_bytes: int) -> O
     """How many programs fit, from the registers of a thread, the warps and the shared memory of a program."""
     limits = LIMITS[chip]
     of_a_warp = -(-registers * limits.threads_a_warp // limits.registers_a_piece) * limits.registers_a_piece
+    by_registers = limits.registers // QUARTERS // of_a_warp * QUARTERS
     fit = {
-        "registers": limits.registers // of_a_warp // num_warps,
+        "registers": by_registers // num_warps,
         "shared memory": limits.shared_bytes // max(1, shared_bytes + limits.reserved_bytes),
         "warps": limits.warps // num_warps,
         "programs": limits.programs,

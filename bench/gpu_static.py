@@ -143,7 +143,7 @@ def _build(job: Job) -> Configuration:
     if place.exists():
         kept = json.loads(place.read_text())
         kept["costs"] = kept["costs"] and _gpu_code.Costs(*kept["costs"])
-        return Configuration(**kept | {"call": call, "setting": setting, "products": one.products})
+        return _placed(Configuration(**kept | {"call": call, "setting": setting, "products": one.products}))
     try:
         compiled = compile_launch(launch, chip)
     except Exception as error:  # noqa: BLE001 - whatever a compiler says of one kernel is that kernel's result
@@ -152,12 +152,16 @@ def _build(job: Job) -> Configuration:
     code = _gpu_code.read_code(compiled.instructions())
     one.num_warps, one.registers, one.spills = compiled.num_warps, compiled.registers, compiled.spills
     one.shared_bytes, one.matrix_instruction = compiled.shared_bytes, compiled.matrix_instruction
-    one.programs, one.warps, one.limited_by = occupancy(chip, one.registers, one.num_warps, one.shared_bytes)
     one.mix, one.costs = code.longest(), _gpu_code.costs(code, dict(launch.constants), one.num_warps)
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_suffix(f".{os.getpid()}")
     partial.write_text(json.dumps(asdict(one)))
     partial.replace(place)
+    return _placed(one)
+
+
+def _placed(one: Configuration) -> Configuration:
+    one.programs, one.warps, one.limited_by = occupancy(one.chip, one.registers, one.num_warps, one.shared_bytes)
     return one
 
 

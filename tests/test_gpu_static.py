@@ -98,8 +98,9 @@ def test_recording_leaves_everything_as_it_was():
         ("sm_90", 255, 4, 0, Occupancy(2, 8, "registers")),
         # 128 x 32 = 4096 a warp: 16 warps
         ("sm_90", 128, 8, 16 << 10, Occupancy(2, 16, "registers")),
-        # 129 x 32 = 4128, in pieces 4352: 15 warps, one program of 8
+        # 129 x 32 = 4128, in pieces 4352: 3 warps in the 16384 of each quarter
         ("sm_80", 129, 8, 0, Occupancy(1, 8, "registers")),
+        ("sm_80", 129, 1, 0, Occupancy(12, 12, "registers")),
         # 32 registers would let 64 warps in; 100 KB and 1 KB reserved twice in 228 KB
         ("sm_90", 32, 4, 100 << 10, Occupancy(2, 8, "shared memory")),
         ("sm_80", 32, 4, 100 << 10, Occupancy(1, 4, "shared memory")),
