@@ -106,7 +106,9 @@ def _launch(kernel: Any, arguments: tuple[Any, ...], keywords: Mapping[str, Any]
     """What Triton's own launcher would make of the arguments."""
     names = kernel.arg_names
     given = dict(zip(names, arguments)) | {name: value for name, value in keywords.items() if name in names}
-    types, constants, aligned = {}, {}, []
+    types: dict[str, str] = {}
+    constants: dict[str, Any] = {}
+    aligned: list[str] = []
     for parameter in kernel.params:
         value = given.get(parameter.name, parameter.default)
         value = getattr(value, "value", value) if parameter.is_constexpr else value
