@@ -90,14 +90,14 @@ def recorded(chip: str) -> Iterator[list[Launch]]:
     def run(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
         found.append(_launch(kernel, arguments, keywords))
 
-    zeros = {"empty": torch.zeros, "empty_like": torch.zeros_like}  # what no kernel fills must be fit to go on with
     with ExitStack() as patches:
         patch = patches.enter_context
         patch(mock.patch.object(_triton, "INTERPRETER", CHIPS[chip]))
         patch(mock.patch.object(_precision, "INTERPRETER", default_precision(chip)))
         patch(mock.patch.object(_backend, "_hardware", _backend.Hardware(True, True, interprets_triton=True)))
         patch(mock.patch.object(JITFunction, "run", run))
-        patch(mock.patch.multiple(torch, **zeros))
+        patch(mock.patch.object(torch, "empty", torch.zeros))  # what no kernel fills must be fit to go on with
+        patch(mock.patch.object(torch, "empty_like", torch.zeros_like))
         patch(mock.patch.object(Tensor, "new_empty", Tensor.new_zeros))
         yield found
 

@@ -70,7 +70,7 @@ def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip, *, light:
         return Launch(64 if itemsize == 8 else 128, 16, 16, 8, 1)
     block_k = max(16, triton.next_power_of_2(n_clusters))
     if chip.capability >= 90:
-        return Launch(128 if light else 64, min(64, block_k), 16, 8, 1)
+        return Launch(128 if light and chip.capability < 100 else 64, min(64, block_k), 16, 8, 1)
     widest = 32 if light or not chip.capability else 16  # before sm_90 both factors come out of registers
     return Launch(64, min(widest, block_k), 16, 4, 1)
 
