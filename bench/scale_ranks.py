@@ -2,7 +2,8 @@
 
 Writes random points to a ``.npy`` file and clusters it by each number of processes from the same centers, in turn. A
 row of ``bench/results/scale.jsonl`` holds for each the median seconds of an iteration, beside those of one process
-that adds sums up plainly; and whether the labels are equal, bit for bit.
+that adds sums up plainly, with one thread and with as many as there are processes; and whether the labels of all
+numbers of processes are equal, bit for bit.
 """
 
 from __future__ import annotations
@@ -33,11 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "x.npy"
         write_npy(path, options.n, options.d, options.k)
+        most = max(options.processes)
         seconds: dict[str, list[float]] = {}
         labels: dict[str, np.ndarray] = {}
         for repeat in range(options.repeats):
-            for size in (0, *options.processes):
-                name = "plain" if size == 0 else str(size)
+            for size in (-most, -1, *options.processes):
+                name = f"plain, {-size} threads" if size < 0 else str(size)
                 meeting = path.parent / f"meeting-{repeat}-{size}"
                 work = size, path, meeting, options.k, options.iterations
                 torch.multiprocessing.spawn(_fit, work, max(size, 1))
@@ -50,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fit(rank: int, size: int, path: Path, meeting: Path, k: int, iterations: int) -> None:
-    """One of ``size`` processes, or one without a group."""
-    torch.set_num_threads(1)
+    """One of ``size`` processes of one thread; or one process of ``-size`` threads, without a group."""
+    torch.set_num_threads(max(1, -size))
     source = open_rows(path)
     start = source.take(np.linspace(0, len(source) - 1, k).astype(np.int64))
-    if size:
+    if size > 0:
         options = {"init_method": f"file://{meeting}", "rank": rank, "world_size": size}
         torch.distributed.init_process_group("gloo", **options)
-    group = "world" if size else None
+    group = "world" if size > 0 else None
     ends: list[float] = []
     model = KMeans(k, init=start, max_iter=iterations, tol=0, group=group, device="cpu")
     model.callbacks = [lambda record: ends.append(time.perf_counter())]
@@ -76,7 +78,7 @@ def _row(options: argparse.Namespace, seconds: dict[str, list[float]], labels: d
         "seconds_an_iteration": {name: median(times) for name, times in seconds.items()},
         "iterations_measured": {name: len(times) for name, times in seconds.items()},
         "labels_equal": all(np.array_equal(sharded[0], other) for other in sharded),
-        "labels_other_than_plain": int((sharded[0] != labels["plain"]).sum()),
+        "labels_other_than_plain": int((sharded[0] != labels["plain, 1 threads"]).sum()),
         "threads": 1,
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "device_name": device_name("cpu"),

@@ -144,7 +144,12 @@ def cluster(
             options["group"] = group
         estimator = _build(method, k, seed, options)
         own = x if group is None else own_rows(x, group)
-        labels = estimator.fit_predict(own, **fit_options)  # of the methods, kmeans reads the rows a part at a time
+        try:
+            labels = estimator.fit_predict(own, **fit_options)  # of the methods, kmeans reads the rows a part at a time
+        except KeyboardInterrupt:
+            if checkpoint is not None and checkpoint.is_dir() and any(checkpoint.iterdir()):
+                typer.echo(f"fastdc: {checkpoint} holds the state of the run; --resume goes on with it", err=True)
+            raise
         seconds = time.perf_counter() - started
         ranks = Ranks(group)
         sizes = _cluster_sizes(labels, k, ranks)

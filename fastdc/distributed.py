@@ -1,8 +1,6 @@
-"""Rows spread over the processes of ``torch.distributed``: what ranks tell each other, and which rows each works on.
+"""Rows spread over the processes of ``torch.distributed``: what ranks tell each other.
 
-A rank holds some rows of a matrix: all rows are those of rank 0, then those of rank 1, and so on. Where blocks of
-rows are canonical, cut by the number of a row in the whole matrix, a rank works on the blocks whose first row it
-holds, and borrows once what lies of the last of them on the ranks that follow (:class:`Blocks`).
+A rank holds some rows of a matrix: all rows are those of rank 0, then those of rank 1, and so on.
 
 An error on one rank must end all of them. So whatever can fail on one rank alone happens before a collective that
 says whether it did: ``gather_numbers``, ``check`` and ``all_sum`` take the error, and all ranks raise.
@@ -15,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastdc.data import RowSource
-from fastdc.kernels._group import Shares, check_group, gather_rows, shares_of
+from fastdc.kernels._group import check_group, gather_rows, shares_of
 
-__all__ = ["Blocks", "PartRows", "Ranks", "own_rows", "save_rows", "torchrun_group"]
+__all__ = ["PartRows", "Ranks", "own_rows", "save_rows", "torchrun_group"]
 
 
 class Ranks:
@@ -45,11 +43,11 @@ class Ranks:
     def __init__(self, group: Any = None) -> None:
         if group == "world" and dist.is_available() and dist.is_initialized():
             group = dist.group.WORLD
+        if dist.is_available() and isinstance(group, int) and group == dist.GroupMember.NON_GROUP_MEMBER:
+            raise RuntimeError("this process does not belong to group; fit on its members only")
         check_group(group)
         self.group = group
         self.rank, self.size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
-        if self.rank < 0:
-            raise RuntimeError("this process does not belong to group; fit on its members only")
         nccl = group is not None and dist.get_backend(group) == "nccl"
         self.device = torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
@@ -169,53 +167,6 @@ class Ranks:
                 f"rank {self.rank} of {self.size} got no answer: another process has ended, or hung for longer than "
                 f"the time-out of the group; look at what it printed ({first_line})"
             ) from error
-
-
-class Blocks(NamedTuple):
-    """Blocks of ``size`` rows of the whole matrix, and the rows of a rank that hold and work on them."""
-
-    shares: Shares
-    size: int
-
-    @property
-    def lead(self) -> int:
-        """Own rows that come before the first block that begins here: an earlier rank works on them."""
-        held = self.shares.counts[self.shares.rank]
-        return min(held, -self.shares.offset % self.size)
-
-    @property
-    def first(self) -> int:
-        """Number of the first row that this rank works on."""
-        return self.shares.offset + self.lead
-
-    def loans(self) -> list[tuple[int, int, int]]:
-        """(lender, borrower, number of rows) of all ranks, in the order of the rows."""
-        found = []
-        for rank in range(len(self.shares.counts)):
-            lender = Blocks(self.shares._replace(rank=rank), self.size)
-            if lender.lead:
-                found.append((rank, self._holder(lender.shares.offset // self.size * self.size), lender.lead))
-        return found
-
-    def lend(self, lead: Tensor, ranks: Ranks) -> Tensor:
-        """Given values of the own leading rows, those of the rows that follow the own ones in their last block."""
-        rank, loans = self.shares.rank, self.loans()
-        borrowed = {a: lead.new_empty((rows, *lead.shape[1:])) for a, b, rows in loans if b == rank}
-        ranks.exchange({b: lead for a, b, _ in loans if a == rank}, borrowed)
-        return torch.cat([*borrowed.values(), lead[:0]])
-
-    def give_back(self, borrowed: Tensor, ranks: Ranks) -> Tensor:
-        """The reverse: values of the own leading rows from those of borrowed ones."""
-        rank, loans = self.shares.rank, self.loans()
-        to = [(a, rows) for a, b, rows in loans if b == rank]
-        parts = borrowed.split([rows for _, rows in to]) if to else ()
-        lead = borrowed.new_empty((self.lead, *borrowed.shape[1:]))
-        ranks.exchange({a: part for (a, _), part in zip(to, parts)}, {b: lead for a, b, _ in loans if a == rank})
-        return lead
-
-    def _holder(self, row: int) -> int:
-        ends = np.cumsum(self.shares.counts)
-        return int(np.searchsorted(ends, row, side="right"))
 
 
 class PartRows(RowSource):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 import warnings
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,13 +17,13 @@ import torch.distributed as dist
 from fastdc import KMeans, SphericalKMeans
 from fastdc.cluster import sharded
 from fastdc.data import RowSource, as_row_source
-from fastdc.distributed import own_rows
+from fastdc.distributed import Ranks, own_rows, save_rows
 from tests.test_kmeans_estimator import make_blobs
 
 N, K, D = 3001, 12, 9
 BLOCK = 256
 SHARES = {1: [(N,)], 2: [(1000, 2001), (0, N)], 3: [(700, 0, 2301), (2990, 4, 7), (1024, 1024, 953)]}
-TIMEOUT = 20
+TIMEOUT, SHORT = 20, 2  # seconds
 
 
 def small_blocks():
@@ -104,7 +106,7 @@ class Failing(Read):
         super().read(start, stop, out)
 
 
-def faults(rank):
+def faults(rank, group):
     """What each rank raises, by name, where rank 1 alone has a fault."""
     x = make_blobs(900, 4, 3)
     part = x[rank * 450 : (rank + 1) * 450]
@@ -135,46 +137,84 @@ def faults(rank):
     }
     found = {}
     for name, call in calls.items():
-        model = KMeans(4, random_state=0, tol=0, group="world")
+        model = KMeans(4, random_state=0, tol=0, group=group)
         before, begin = dict(vars(model)), time.monotonic()
-        try:
-            call(model)
-        except Exception as error:  # noqa: BLE001 - compared by the test
-            found[name] = f"{type(error).__name__}: {error}", time.monotonic() - begin
+        found[name] = error_of(partial(call, model)), time.monotonic() - begin
         assert not hasattr(model, "labels_"), (name, before)
     # the processes still understand each other
-    model = KMeans(4, random_state=0, group="world").fit(part)
+    model = KMeans(4, random_state=0, group=group).fit(part)
     found["afterwards"] = outcome(model)
-    stopped = KMeans(4, random_state=0, tol=0, group="world", callbacks=[lambda record: wrong] if wrong else None)
+    stopped = KMeans(4, random_state=0, tol=0, group=group, callbacks=[lambda record: wrong] if wrong else None)
     found["stopped by one"] = stopped.fit(part).n_iter_
     return found
 
 
-def work(rank, size, folder):
-    torch.set_num_threads(1 + rank)
-    small_blocks()
-    options = {"rank": rank, "world_size": size, "timeout": timedelta(seconds=TIMEOUT)}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{size}", **options)
-    found = [solve(rank, counts, "world") for counts in SHARES[size]]
-    seen = own_rows(as_row_source(np.arange(10.0)[:, None]), dist.group.WORLD)
-    torch.save((found, np.asarray(seen), faults(rank) if size == 2 else None), f"{folder}/{size}-{rank}.pt")
-    dist.destroy_process_group()
+def error_of(call):
+    """What ``call()`` raises, as text."""
+    try:
+        call()
+    except Exception as error:  # noqa: BLE001 - compared by the test
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
-def die(rank, size, folder, how):
-    """Rank 1 ends, or hangs, in the second iteration; what the other one raises goes to a file."""
-    small_blocks()
-    options = {"rank": rank, "world_size": size, "timeout": timedelta(seconds=3)}
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting-{how}", **options)
+def interrupted(rank, counts, group, folder):
+    """A fit that is interrupted on all ranks, and gone on with by them and from a copy by one process."""
 
     def end(record):
-        if rank == 1 and record["iteration"] == 2:
+        if record["iteration"] == 3:
+            raise KeyboardInterrupt
+
+    model, x, weight, _ = problems()["weights"]
+    own = rows_of(rank, counts)
+    model.set_params(group=group, callbacks=[end])
+    try:
+        model.fit(x[own], sample_weight=weight[own], checkpoint=folder)
+    except KeyboardInterrupt:
+        dist.barrier(None if group == "world" else group)
+    if rank == 0:
+        shutil.copytree(folder, f"{folder}-copy")
+    model.set_params(callbacks=None)
+    found = {"resumed": outcome(model.fit(x[own], sample_weight=weight[own], checkpoint=folder, resume=True))}
+    other = KMeans(K, n_init=2, random_state=5, group=group)
+    found["other seed"] = error_of(lambda: other.fit(x[own], sample_weight=weight[own], checkpoint=folder, resume=True))
+    found["not resumed"] = error_of(lambda: model.fit(x[own], sample_weight=weight[own], checkpoint=folder))
+    return found
+
+
+def end_at_once(rank, group, how):
+    """The last rank of a group ends, or hangs, in the second iteration; what the others raise."""
+
+    def end(record):
+        if rank == dist.get_world_size(group) - 1 and record["iteration"] == 2:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            time.sleep(30)
+            time.sleep(2 * SHORT)
 
-    try:
-        KMeans(4, random_state=0, tol=0, group="world", callbacks=[end]).fit(make_blobs(900, 4, 3, spread=0.1))
-    except RuntimeError as error:
-        with open(f"{folder}/{how}-{rank}.txt", "w") as file:
-            file.write(str(error))
+    model = KMeans(4, random_state=0, tol=0, group=group, callbacks=[end])
+    begin = time.monotonic()
+    return error_of(lambda: model.fit(make_blobs(900, 4, 3, spread=0.1))), time.monotonic() - begin
+
+
+def work(rank, folder):
+    torch.set_num_threads(2 if rank == 1 else 1)
+    small_blocks()
+    options = {"rank": rank, "world_size": 3, "timeout": timedelta(seconds=TIMEOUT)}
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", **options)
+    pairs = dist.new_group([0, 1]), dist.new_group([0, 1], timeout=timedelta(seconds=SHORT))
+    for size, group in ((2, pairs[0]), (3, "world")):
+        if rank >= size:
+            assert "RuntimeError: this process does not belong to group" in error_of(lambda: Ranks(pairs[0]))
+            continue
+        found = {
+            "solutions": [solve(rank, counts, group) for counts in SHARES[size]],
+            "own": np.asarray(own_rows(as_row_source(np.arange(10.0)[:, None]), group)),
+            "interrupted": interrupted(rank, SHARES[size][0], group, f"{folder}/run-{size}"),
+        }
+        save_rows(f"{folder}/{size}.npy", np.full((rank + 1, 2), rank), group)
+        if size == 2:
+            found["faults"] = faults(rank, group)
+            found["hung"] = end_at_once(rank, pairs[1], "hung")
+        torch.save(found, f"{folder}/{size}-{rank}.pt")
+    torch.save(end_at_once(rank, "world", "killed"), f"{folder}/killed-{rank}.pt")
+    os._exit(0)  # a group with a dead process cannot be ended in order

@@ -210,6 +210,7 @@ def test_T49_the_command_is_interrupted_and_killed_and_resumes(points, tmp_path)
         process.send_signal(number)
         out, errors = process.communicate(timeout=60)
         assert process.returncode == status, errors
+        assert (b"run holds the state of the run; --resume goes on with it" in errors) == (status == 130)
         assert not (tmp_path / "labels.npy").exists()
         before = file.read_bytes()
         process = begin("--checkpoint", "run", "--resume")

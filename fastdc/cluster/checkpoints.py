@@ -120,15 +120,19 @@ def identity_of(estimator: Any, x: Any, sample_weight: Tensor | None) -> dict[st
     if sample_weight is not None:
         is_streamed = isinstance(x, StreamedRows)
         seen.append(x.values_at(sample_weight, numbers) if is_streamed else sample_weight[numbers])
+    exact = estimator.deterministic or estimator.group is not None
     state, init = estimator.random_state, estimator.init
+    if not isinstance(init, str):
+        init = _digest([init if isinstance(init, Tensor) else torch.as_tensor(np.asarray(init))])
     return {
         "estimator": type(estimator).__name__,
         "n_clusters": int(estimator.n_clusters),
-        "init": init if isinstance(init, str) else _digest([torch.as_tensor(np.asarray(init))]),
+        "init": init,
         "n_init": str(estimator.n_init),
         "tol": float(estimator.tol),
         "random_state": int(state) if isinstance(state, (int, np.integer)) else None,
-        "deterministic": estimator.deterministic or estimator.group is not None,
+        "deterministic": exact,
+        "row source": isinstance(x, StreamedRows) and not exact,  # sums of blocks have other bits
         "shape": list(x.shape),
         "dtype": str(x.dtype).removeprefix("torch."),
         "weighted": sample_weight is not None,

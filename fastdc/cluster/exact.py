@@ -47,8 +47,8 @@ class ExactSum:
 
     def __init__(self, shape: tuple[int, ...], bounds: NDArray, device: torch.device) -> None:
         exponents = [np.maximum(bounds - TOP_BITS - LIMB_BITS * i, LOWEST) for i in range(LIMBS)]
-        self._units = torch.from_numpy(np.ldexp(1.0, np.stack(exponents))).to(device)
-        self._inverses = self._units.reciprocal()
+        units = torch.from_numpy(np.ldexp(1.0, np.stack(exponents))).to(device)
+        self._units, self._inverses = units.unbind(), units.reciprocal().unbind()
         self.limbs = torch.zeros((LIMBS, *shape), dtype=torch.int64, device=device)
 
     def add(self, numbers: Tensor) -> None:

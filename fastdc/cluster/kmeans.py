@@ -17,7 +17,8 @@ from fastdc._input import give_back, read_count, read_sample_weight, read_seed
 from fastdc.cluster._centers import CenterModel
 from fastdc.cluster.checkpoints import Checkpoint, identity_of, open_checkpoint
 from fastdc.cluster.lloyd import Progress, Record, Solution, lloyd
-from fastdc.cluster.sharded import ShardedRows, lloyd_shards, shard_rows
+from fastdc.cluster.sharded import ShardedRows, shard_rows
+from fastdc.cluster.sharded_lloyd import lloyd_shards
 from fastdc.cluster.streaming import StreamedRows, lloyd_rows
 from fastdc.distributed import Ranks
 from fastdc.kernels.kmeans import center_update, nearest_center
@@ -181,7 +182,7 @@ class KMeans(CenterModel):
         read_count(self.max_iter, "max_iter")
         if not self.tol >= 0:
             raise ValueError(f"tol must be 0 or above, got {self.tol}")
-        rows = self._intake(X, sample_weight)
+        rows = self._intake(X, sample_weight, checkpoint is not None)
         x, ranks = rows.x, rows.ranks
         read_count(n_clusters, "n_clusters", high=len(x), high_name="n_samples")
         tol = self.tol * _mean_variance(x) if self.tol > 0 else 0.0
@@ -220,9 +221,9 @@ class KMeans(CenterModel):
         self.n_iter_ = len(best.history)
         self.history_ = best.history
 
-    def _intake(self, X: Any, sample_weight: Any) -> _Intake:
+    def _intake(self, X: Any, sample_weight: Any, has_checkpoint: bool) -> _Intake:
         if self.deterministic or self.group is not None:
-            sharded = shard_rows(X, sample_weight, self)
+            sharded = shard_rows(X, sample_weight, self, has_checkpoint)
             return _Intake(*sharded, lloyd_shards, sharded.x.ranks)
         x = self._rows(X, reset=True)
         run_lloyd = lloyd_rows if isinstance(x, StreamedRows) else lloyd

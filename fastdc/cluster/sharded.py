@@ -1,15 +1,13 @@
-"""K-means over rows that processes share: the passes of ``streaming.py``, with sums that no split of the rows changes.
+"""Rows that processes share, as k-means reads them: each rank works on whole blocks, the same for any number of ranks.
 
-Blocks are cut by the number of a row in the whole matrix, so that each is the same whoever works on it. What blocks
-add to sums is added as whole numbers (``exact.py``): one all_reduce an iteration, the same bits for any number of
-processes. Rows that are drawn are drawn by their numbers.
+Rows that are drawn are drawn by their numbers in the whole, and what is found out about all rows is put together in
+their order.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,24 +17,20 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from fastdc._input import read_points, read_sample_weight
-from fastdc.cluster.exact import ExactSum, exponent_of
-from fastdc.cluster.lloyd import Pass, lloyd
+from fastdc.cluster.blocks import Blocks
 from fastdc.cluster.streaming import (
     MOST_ROWS,
     SAMPLED_PER_CLUSTER,
     StreamedRows,
     block_of,
-    farthest_rows,
     mean_variance_of,
     moments,
-    new_labels,
 )
 from fastdc.data import ArrayRows, ConcatenatedRows, RowSource, TensorRows
-from fastdc.distributed import Blocks, PartRows, Ranks
+from fastdc.distributed import PartRows, Ranks
 from fastdc.kernels._group import Shares
-from fastdc.kernels.kmeans import KMeansStep, kmeans_step, repair_empty
 
-ROWS_CPU, ROWS_GPU = 1 << 14, 1 << 17  # of a block
+ROWS_CPU, ROWS_GPU = 1 << 15, 1 << 17  # of a block
 
 
 class ShardedRows(StreamedRows):
@@ -186,96 +180,6 @@ class ShardedRows(StreamedRows):
         return int((self.ranks.all_sum(has_rows) > 0).sum())
 
 
-def sharded_steps(
-    x: ShardedRows, sample_weight: Tensor | None, algorithm: str, backend: str | None
-) -> Callable[[Tensor, Tensor | None], Pass]:
-    """The passes of a run, given centers and the labels before; no bounds are kept, whatever the algorithm."""
-    heaviest = 1.0
-    if sample_weight is not None:
-        own = torch.cat([sample_weight.double().cpu(), torch.zeros(1, dtype=torch.float64)]).max()
-        heaviest = float(x.ranks.gather(own.reshape(1)).max())
-    of_all_rows = exponent_of(len(x)) + exponent_of(heaviest)
-    largest = x.largest()
-
-    def step(centers: Tensor, previous_labels: Tensor | None) -> Pass:
-        with np.errstate(over="ignore"):
-            reach = np.square(largest + centers.abs().amax(dim=0).double().cpu().numpy()).sum()
-        reach = min(reach, np.finfo(np.float64).max)
-        of_scalars = [exponent_of(reach) + 1 + of_all_rows, exponent_of(len(x)), exponent_of(len(x))]
-        totals = [
-            ExactSum(tuple(centers.shape), exponent_of(largest) + of_all_rows, x.device),
-            ExactSum((len(centers),), of_all_rows, x.device),
-            ExactSum((3,), np.array(of_scalars), x.device),
-        ]
-        labels, error = new_labels(x), None
-        try:
-            _add_blocks(x, centers, sample_weight, previous_labels, backend, labels, totals)
-        except Exception as caught:  # noqa: BLE001 - raised on all ranks
-            error = caught
-        flat = x.ranks.all_sum(torch.cat([total.limbs.reshape(-1) for total in totals]), error)
-        for total, limbs in zip(totals, flat.split([total.limbs.numel() for total in totals])):
-            total.limbs = limbs.view_as(total.limbs)
-        sums, counts, scalars = (total.value() for total in totals)
-        inertia, n_changed, n_unlabeled = scalars
-        return Pass(KMeansStep(labels, sums, counts, inertia, n_changed.long()), n_unlabeled)
-
-    return step
-
-
-def _add_blocks(
-    x: ShardedRows,
-    centers: Tensor,
-    sample_weight: Tensor | None,
-    previous_labels: Tensor | None,
-    backend: str | None,
-    labels: Tensor,
-    totals: list[ExactSum],
-) -> None:
-    """Labels of the rows worked on, and what their blocks add to sums, counts and (inertia, changes, unlabeled)."""
-    with x.blocks() as blocks:
-        for start, rows in blocks:
-            here = slice(start, start + len(rows))
-            part = kmeans_step(
-                rows,
-                centers,
-                sample_weight=None if sample_weight is None else sample_weight[here],
-                previous_labels=None if previous_labels is None else previous_labels[here].long(),
-                backend=backend,
-            )
-            labels[here] = part.labels
-            scalars = torch.stack([part.inertia, part.n_changed.double(), (part.labels < 0).sum().double()])
-            for total, numbers in zip(totals, (part.sums, part.counts, scalars)):
-                total.add(numbers)
-
-
-def sharded_repair(
-    x: ShardedRows,
-    centers: Tensor,
-    labels: Tensor,
-    sums: Tensor,
-    counts: Tensor,
-    *,
-    sample_weight: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """``repair_empty`` of the only rows that can move: as many of the farthest, of all ranks, as clusters are empty."""
-    n_empty = int((counts <= 0).sum())
-    far, numbers, error = counts.new_empty(0), torch.empty(0, dtype=torch.int64), None
-    try:
-        far, numbers = farthest_rows(x, centers, labels, counts, sample_weight, n_empty)
-    except Exception as caught:  # noqa: BLE001 - raised on all ranks
-        error = caught
-    x.ranks.check(error)
-    order = x.ranks.gather(far).sort(descending=True, stable=True).indices[:n_empty]
-    numbers = x.ranks.gather(numbers + x.first)[order]
-    own = x.values_at(labels.long(), numbers)
-    weights = None if sample_weight is None else x.values_at(sample_weight, numbers)
-    return repair_empty(x[numbers], centers, own, sums, counts, sample_weight=weights)
-
-
-lloyd_shards = partial(lloyd, begin=sharded_steps, repair=sharded_repair)
-"""Lloyd's algorithm over :class:`ShardedRows`."""
-
-
 class Sharded(NamedTuple):
     """Rows that processes share, their weights, the rows held if in memory, and whether a rank has callbacks."""
 
@@ -285,7 +189,7 @@ class Sharded(NamedTuple):
     has_callbacks: bool
 
 
-def shard_rows(X: Any, sample_weight: Any, estimator: Any) -> Sharded:
+def shard_rows(X: Any, sample_weight: Any, estimator: Any, has_checkpoint: bool) -> Sharded:
     """What an estimator fits on: ``X`` and ``sample_weight`` are those of this rank's rows, of which there may be none.
 
     Raises
@@ -305,15 +209,16 @@ def shard_rows(X: Any, sample_weight: Any, estimator: Any) -> Sharded:
         source, held = _source_of(X, estimator)
         own = StreamedRows(source, estimator.device, check_finite=estimator.check_finite)
         weight = read_sample_weight(sample_weight, own, may_be_zero=True)
-        is_double, parameters = own.dtype == torch.float64, zlib.crc32(_parameters_of(estimator).encode())
-        told = [len(own), own.shape[1], is_double, weight is not None, parameters, bool(estimator.callbacks)]
+        digest = zlib.crc32(_parameters_of(estimator, has_checkpoint).encode())
+        is_double = own.dtype == torch.float64
+        told = [len(own), own.shape[1], is_double, weight is not None, digest, bool(estimator.callbacks)]
     except Exception as caught:  # noqa: BLE001 - raised on all ranks
         error = caught
-    counts, widths, doubles, weighted, parameters_of, callbacks = zip(*ranks.gather_numbers(told, error))
-    _agree("features in X", widths, counts)
-    _agree("as the dtype of X: float64 (1) or float32 (0)", doubles, counts)
-    _agree("sample_weight: given (1) or not (0)", weighted, [1] * ranks.size)
-    _agree("as a digest of the estimator's parameters", parameters_of, [1] * ranks.size)
+    counts, widths, doubles, weighted, digests, callbacks = zip(*ranks.gather_numbers(told, error))
+    _agree("the number of features of X", widths, counts)
+    _agree("the dtype of X", ["float64" if double else "float32" for double in doubles], counts)
+    _agree("sample_weight", ["given" if given else "None" for given in weighted])
+    _agree("a digest of n_clusters, init, n_init, max_iter, tol and whether there is a checkpoint", digests)
     assert own is not None, "gather_numbers raises where there was an error"
     if sum(counts) == 0:
         raise ValueError("X of all ranks has 0 samples; at least 1 is required")
@@ -349,17 +254,17 @@ def _copied(source: RowSource, start: int, stop: int) -> Tensor:
     return torch.from_numpy(source.rows(start, stop).copy())
 
 
-def _parameters_of(estimator: Any) -> str:
+def _parameters_of(estimator: Any, *others: Any) -> str:
     """Parameters that ranks must agree on, as text."""
     init = estimator.init if isinstance(estimator.init, str) else np.shape(estimator.init)
-    return repr((estimator.n_clusters, init, estimator.n_init, estimator.max_iter, estimator.tol))
+    return repr((estimator.n_clusters, init, estimator.n_init, estimator.max_iter, estimator.tol, *others))
 
 
-def _agree(what: str, values: tuple[int, ...], counts: Any) -> None:
-    """Raise on all ranks where two that have rows differ."""
-    ranks = [rank for rank, count in enumerate(counts) if count]
+def _agree(what: str, values: Sequence[Any], counts: Sequence[int] | None = None) -> None:
+    """Raise on all ranks where two differ; of those that have rows, given ``counts``."""
+    ranks = [rank for rank in range(len(values)) if counts is None or counts[rank]]
     for rank in ranks:
         if values[rank] != values[ranks[0]]:
             raise ValueError(
-                f"rank {rank} has {values[rank]} {what}, rank {ranks[0]} has {values[ranks[0]]}; all ranks must agree"
+                f"{what} is {values[rank]} on rank {rank} and {values[ranks[0]]} on rank {ranks[0]}; all must agree"
             )
