@@ -186,7 +186,7 @@ def end_at_once(rank, group, how):
     """The last rank of a group ends, or hangs, in the second iteration; what the others raise."""
 
     def end(record):
-        if rank == dist.get_world_size(group) - 1 and record["iteration"] == 2:
+        if rank == Ranks(group).size - 1 and record["iteration"] == 2:
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
             time.sleep(2 * SHORT)

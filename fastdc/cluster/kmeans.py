@@ -19,7 +19,7 @@ from fastdc.cluster.checkpoints import Checkpoint, identity_of, open_checkpoint
 from fastdc.cluster.lloyd import Progress, Record, Solution, lloyd
 from fastdc.cluster.sharded import ShardedRows, shard_rows
 from fastdc.cluster.sharded_lloyd import lloyd_shards
-from fastdc.cluster.streaming import StreamedRows, lloyd_rows
+from fastdc.cluster.streaming import StreamedRows, has_rows, lloyd_rows
 from fastdc.distributed import Ranks
 from fastdc.kernels.kmeans import center_update, nearest_center
 
@@ -206,7 +206,8 @@ class KMeans(CenterModel):
                 if best is None or found.inertia < best.inertia:
                     best = found
         assert best is not None, "there is at least one run"
-        n_found = x.n_found(best.labels, n_clusters) if isinstance(x, ShardedRows) else _n_found(best.labels)
+        found_rows = x.has_rows if isinstance(x, ShardedRows) else has_rows
+        n_found = int(found_rows(best.labels, n_clusters).sum())
         if n_found < n_clusters:
             warnings.warn(
                 f"Number of distinct clusters ({n_found}) found smaller than n_clusters ({n_clusters}). X may "
@@ -290,10 +291,6 @@ class _Report:
 
 def _forget(progress: Progress) -> None:
     """Where no checkpoint is asked for."""
-
-
-def _n_found(labels: Tensor) -> int:
-    return len(torch.unique(labels[labels >= 0]))
 
 
 def _labels(x: Tensor | StreamedRows, centers: Tensor, backend: str | None) -> Tensor:

@@ -23,6 +23,7 @@ from fastdc.cluster.streaming import (
     SAMPLED_PER_CLUSTER,
     StreamedRows,
     block_of,
+    has_rows,
     mean_variance_of,
     moments,
 )
@@ -173,11 +174,9 @@ class ShardedRows(StreamedRows):
             return self[numbers], None
         return self[numbers], self.values_at(sample_weight, numbers)
 
-    def n_found(self, labels: Tensor, n_clusters: int) -> int:
-        """Clusters that have rows, of all ranks."""
-        has_rows = torch.zeros(n_clusters, dtype=torch.int64)
-        has_rows[torch.unique(labels[labels >= 0]).cpu().long()] = 1
-        return int((self.ranks.all_sum(has_rows) > 0).sum())
+    def has_rows(self, labels: Tensor, n_clusters: int) -> Tensor:
+        """(n_clusters,) whether a label is that of any row of any rank."""
+        return self.ranks.all_sum(has_rows(labels, n_clusters).long().cpu()) > 0
 
 
 class Sharded(NamedTuple):

@@ -222,6 +222,11 @@ lloyd_rows = partial(lloyd, begin=streamed_steps, repair=streamed_repair)
 """Lloyd's algorithm over :class:`StreamedRows`."""
 
 
+def has_rows(labels: Tensor, n_clusters: int) -> Tensor:
+    """(n_clusters,) whether a label is that of any row; those below 0 are none."""
+    return torch.bincount(labels + 1, minlength=n_clusters + 1)[1:] > 0
+
+
 def new_labels(x: StreamedRows) -> Tensor:
     """Room for a label a row of the source; where there is none a MemoryError of NumPy's, which says how many bytes."""
     if x.device.type == "cpu":
