@@ -66,7 +66,7 @@ class DensityPeaks(Saveable, ClusterMixin, BaseEstimator):
 
     Notes
     -----
-    Memory: the neighbours, 20 bytes each, and two copies of X; never n_samples x n_samples.
+    Memory: the neighbours, about 40 bytes each, and two copies of X; never n_samples x n_samples.
     Time: the search for neighbours, and for each point that is denser than all its neighbours (few) a search among
     all denser ones.
     A row source is read whole.
