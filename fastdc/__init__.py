@@ -8,6 +8,7 @@ from fastdc._version import __version__
 _HOME = {  # public name -> the module that defines it
     "Adjacency": "fastdc.kernels.graph",
     "BackendError": "fastdc.kernels",
+    "BalancedKMeans": "fastdc.cluster",
     "DBSCAN": "fastdc.cluster",
     "DEC": "fastdc.methods",
     "DensityPeaks": "fastdc.cluster",
@@ -92,6 +93,7 @@ __all__ = [
     "IDEC",
     "Adjacency",
     "BackendError",
+    "BalancedKMeans",
     "DensityPeaks",
     "EdgeList",
     "GaussianMixture",
@@ -184,6 +186,7 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from fastdc.cluster import (
         DBSCAN,
+        BalancedKMeans,
         DensityPeaks,
         GaussianMixture,
         KMeans,

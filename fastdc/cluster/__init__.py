@@ -1,5 +1,6 @@
 """Estimators on fixed features."""
 
+from fastdc.cluster.balanced import BalancedKMeans
 from fastdc.cluster.dbscan import DBSCAN
 from fastdc.cluster.density_peaks import DensityPeaks
 from fastdc.cluster.gaussian_mixture import GaussianMixture
@@ -11,6 +12,7 @@ from fastdc.cluster.subspace import SubspaceClustering
 
 __all__ = [
     "DBSCAN",
+    "BalancedKMeans",
     "DensityPeaks",
     "GaussianMixture",
     "KMeans",
