@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import triton
+
 from bench._gpu_code import KINDS
 from bench._gpu_model import H200, MODELS, SIZES, Case, roofline
 from bench._text import figure
@@ -57,7 +59,7 @@ def _summary(found: Sequence[Configuration], chips: Sequence[str]) -> str:
             )
         )
     head = ("chip", "configurations", "fail", "spill", "too much shared memory", "most registers", "fewest warps an SM")
-    return "### Every configuration\n\n" + _table(head, rows)
+    return f"### Every configuration\n\nBuilt by Triton {triton.__version__}.\n\n" + _table(head, rows)
 
 
 def _kernels(found: Sequence[Configuration], chips: Sequence[str]) -> str:
