@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from sklearn.metrics.cluster import contingency_matrix
 
 import fastdc
-from fastdc.kernels._testing import TARGETS, cross_compile
 from fastdc.kernels.contingency import ContingencyTable, as_integers, contingency_table, numba_kernel
 from fastdc.kernels.contingency.reference import contingency_counts_reference
 
@@ -291,21 +290,6 @@ def test_triton_under_the_interpreter(run_python):
     pytest.importorskip("triton")
     printed = run_python(INTERPRETED, env={**os.environ, "TRITON_INTERPRET": "1"})
     assert printed.count("labels_pred holds ids from 0 to 64") == 2
-
-
-@pytest.mark.parametrize("chip", TARGETS)
-@pytest.mark.parametrize("n_cells", [100, 2048, 10**6])
-def test_triton_compiles_for_every_chip_without_spills(chip, n_cells):
-    pytest.importorskip("triton")
-    from fastdc.kernels.contingency.triton_kernel import _contingency_kernel, launch
-
-    choice = launch(10**7, n_cells, 132)
-    types = {"true_ptr": "*i64", "pred_ptr": "*i32", "partials_ptr": "*i64"}
-    types = {name: types.get(name, "i64") for name in _contingency_kernel.arg_names}
-    constants = {"BINS": choice.bins, "BLOCK_N": choice.block}
-    compiled = cross_compile(_contingency_kernel, types, constants, chip, num_warps=choice.num_warps)
-    assert compiled.spills == 0
-    assert compiled.shared_bytes <= 48 * 1024
 
 
 def test_triton_launch_choices():
