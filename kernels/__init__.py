@@ -20,6 +20,8 @@ OPS = {  # public op -> its room
     "contingency_table": "contingency",
     "knn": "neighbors",
     "radius_neighbors": "neighbors",
+    "radius_counts": "density",
+    "density_clusters": "density",
     "sinkhorn_assign": "sinkhorn",
     "swapped_prediction_loss": "sinkhorn",
     "sinkhorn_assign_features": "sinkhorn",

@@ -19,6 +19,7 @@ from fastdc.kernels import (
     OPS,
     contingency,
     contrastive,
+    density,
     gaussian_mixture,
     graph,
     kmeans,
@@ -226,6 +227,8 @@ CALLS: dict[str, Call] = {
     "knn: queries": lambda m, **o: neighbors.knn(m.x, min(100, m.size.n), m.y, "cosine", **o),
     "knn: inner product": lambda m, **o: neighbors.knn(m.x, min(40, m.size.n - 1), None, "inner_product", **o),
     "radius_neighbors": lambda m, **o: neighbors.radius_neighbors(m.x, 0.5 * m.size.d**0.5, **o),
+    "radius_counts": lambda m, **o: density.radius_counts(m.x, 0.5 * m.size.d**0.5, **o),
+    "density_clusters": lambda m, **o: density.density_clusters(m.x, 0.5 * m.size.d**0.5, 3, **o),
     "sinkhorn_assign": lambda m, **o: sinkhorn.sinkhorn_assign(m.scores, **o),
     "swapped_prediction_loss": lambda m, **o: sinkhorn.swapped_prediction_loss(
         m.unit_x, m.unit_y, m.unit_centers, **o
