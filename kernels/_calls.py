@@ -310,8 +310,10 @@ def results(name: str, material: Material, **options: Any) -> tuple[list[Tensor]
     if not moving:
         return values, []
     toward = [torch.linspace(0.5, 1.5, v.numel(), dtype=v.dtype, device=v.device).view_as(v) for v in moving]
-    found = torch.autograd.grad(moving, list(material.leaves.values()), toward, allow_unused=True)
-    return [value.detach() for value in values], [gradient for gradient in found if gradient is not None]
+    leaves = list(material.leaves.values())
+    found = torch.autograd.grad(moving, leaves, toward, allow_unused=True)
+    gradients = [torch.zeros_like(leaf) if gradient is None else gradient for leaf, gradient in zip(leaves, found)]
+    return [value.detach() for value in values], gradients
 
 
 def _tensors(result: Any) -> list[Tensor]:
