@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import triton
 
 from bench._gpu_code import KINDS
+from bench._gpu_configuration import Configuration
 from bench._gpu_model import H200, MODELS, SIZES, Case, roofline
 from bench._text import figure
 from fastdc.kernels._precision import PRECISIONS
 from fastdc.kernels._testing import SHARED_BYTES
-
-if TYPE_CHECKING:
-    from bench.gpu_static import Configuration
 
 BEGIN, END = "<!-- gpu_static:begin -->", "<!-- gpu_static:end -->"
 

@@ -13,56 +13,22 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bench import _gpu_code, _gpu_report
+from bench._gpu_configuration import Configuration, Setting
 from bench._gpu_model import CASES, H200, SIZES, Case, as_built, occupancy
 from bench.report import replace_between_markers
 from fastdc.kernels import _testing
 from fastdc.kernels._calls import CALLS, Size, op_of, takes_precision
 from fastdc.kernels._launches import CHIPS, Launch, default_precision, launches
 from fastdc.kernels._precision import PRECISIONS
-from fastdc.kernels._testing import SHARED_BYTES, compile_launch
+from fastdc.kernels._testing import compile_launch
 
 MANY = 4096  # clusters beyond which launchers choose no other tiles
-
-
-class Setting(NamedTuple):
-    """How an operator is called."""
-
-    size: Size = SIZES[0]
-    dtype: str = "fp32"
-    precision: str | None = None  # None is the chip's default
-    strided: bool = False
-
-
-@dataclass
-class Configuration:
-    """One kernel as it is built for one chip, and what came of it."""
-
-    chip: str
-    kernel: str
-    call: str  # the first one that launches it
-    setting: Setting
-    products: str = ""  # precision of the products in it
-    num_warps: int = 0
-    registers: int = 0
-    spills: int = 0
-    shared_bytes: int = 0
-    programs: int = 0  # that a multiprocessor holds at once
-    warps: int = 0
-    limited_by: str = ""
-    matrix_instruction: str = ""
-    mix: dict[str, int] = field(default_factory=dict)  # of the longest loop
-    costs: _gpu_code.Costs | None = None
-    error: str = ""
-
-    @property
-    def fails(self) -> bool:
-        return bool(self.error) or self.spills > 0 or self.shared_bytes > SHARED_BYTES[self.chip] or not self.programs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

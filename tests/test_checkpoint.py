@@ -194,7 +194,7 @@ def test_the_command_resumes(points, tmp_path, capsys):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-def test_T49_the_command_is_interrupted_and_killed_and_resumes(points, tmp_path):
+def test_T49_the_command_is_interrupted_and_killed_and_resumes(points, tmp_path, interruptible):
     command = [sys.executable, "-c", RUN, "cluster", "points.npy", "--k", "40", "--max-iter", "60", "--json"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 

@@ -25,14 +25,6 @@ def _no_reader_is_left():
     assert "fastdc-reader" not in {thread.name for thread in threading.enumerate()}
 
 
-@pytest.fixture
-def interruptible():
-    """Ctrl-C raises, as in a terminal: processes that a shell started in the background ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 class Failing(RowSource):
     """Rows of ones until one that cannot be read."""
 
