@@ -113,6 +113,14 @@ def _swapped_prediction_loss(x: Tensor, centers: Tensor) -> None:
     with torch.no_grad():
         sinkhorn.swapped_prediction_loss(z1, z2, prototypes)
         sinkhorn.swapped_prediction_loss(z1, z2, prototypes, epsilon=1e-3)  # not held
+        many = z1.repeat(6, 1)
+        sinkhorn.swapped_prediction_loss(many, many, z2)  # held, by several threads
+
+
+def _sinkhorn_assign_features(x: Tensor, centers: Tensor) -> None:
+    unit = torch.nn.functional.normalize
+    for epsilon in (0.05, 1e-3):  # stored exponentials, and anew in each pass
+        sinkhorn.sinkhorn_assign_features(unit(x), unit(centers), epsilon)
 
 
 def _optimal_transport_loss(x: Tensor, centers: Tensor) -> None:
@@ -195,6 +203,7 @@ def _nt_xent(x: Tensor, centers: Tensor) -> None:
 
 def _info_nce(x: Tensor, centers: Tensor) -> None:
     contrastive.info_nce(x.requires_grad_(), x.flip(0), extra_keys=centers).backward()
+    contrastive.info_nce(x, x.flip(0), extra_keys=centers.requires_grad_()).backward()
     x.requires_grad_(False)
 
 
@@ -229,7 +238,7 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "density_clusters": lambda x, centers: density.density_clusters(x, 1.0, 2),
     "sinkhorn_assign": _sinkhorn_assign,
     "swapped_prediction_loss": _swapped_prediction_loss,
-    "sinkhorn_assign_features": sinkhorn.sinkhorn_assign_features,
+    "sinkhorn_assign_features": _sinkhorn_assign_features,
     "optimal_transport_labels": sinkhorn.optimal_transport_labels,
     "optimal_transport_loss": _optimal_transport_loss,
     "entropy_statistics": lambda x, centers: mutual_information.entropy_statistics(x.softmax(1)),

@@ -203,6 +203,8 @@ def _loss_and_gradients(
         tiles.add_and_clear(partial[worker], grad_prototypes)
 
     run_blocks(job.n, job.block, work, commit)
+    partial.clear()  # before the gradient in its own dtype needs memory
+    job.scratch.clear()
     loss = torch.from_numpy(total * (0.5 * share * math.log(2.0))).to(job.torch_dtype)[0]
     found = (*grads, torch.from_numpy(grad_prototypes).to(job.torch_dtype))
     grad1, grad2, grad3 = (g if need else g.new_empty(0) for g, need in zip(found, needs))
