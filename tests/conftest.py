@@ -80,9 +80,9 @@ def run_python() -> Callable[..., str]:
     """Run code in a new interpreter and return what it prints; its stderr is shown where it fails."""
     import subprocess
 
-    def run(code: str, *arguments: str, **options: object) -> str:
+    def run(code: str, *arguments: str, timeout: float = 300.0, **options: object) -> str:
         done = subprocess.run(
-            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300, **options
+            [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=timeout, **options
         )  # type: ignore[call-overload]
         assert done.returncode == 0, f"{code}\nended with status {done.returncode}:\n{done.stderr}"
         return done.stdout.strip()

@@ -315,7 +315,7 @@ for module in map(importlib.import_module, (name for name in modules if "triton"
             print(module.__name__, name)
 """
     # In an empty cache: a kernel that is loaded from the cache does not load the helpers it was compiled with.
-    assert run_python(code, env=os.environ | {"FASTDC_CACHE_DIR": str(tmp_path)}) == ""
+    assert run_python(code, timeout=1200, env=os.environ | {"FASTDC_CACHE_DIR": str(tmp_path)}) == ""
 
 
 def test_doctor_survives_a_package_that_crashes_or_fails(tmp_path, monkeypatch):
