@@ -70,7 +70,8 @@ class HeldViews:
         shape = (2, self.n_tiles, self.k, LANES)
         self.scores, self.kernel = workspace("sinkhorn scores", (2, *shape), self.dtype)
         self.column_sums, self.present = np.empty(shape[:3]), present_rows(np.ones(self.n))
-        self.scratch = [tiles.make_scratch(self.d, self.dtype) for _ in range(n_workers(self.pieces))]
+        workers = n_workers(3 * self.pieces) if self.pieces > 1 else 1  # three kinds of gradients, each in pieces
+        self.scratch = [tiles.make_scratch(self.d, self.dtype) for _ in range(workers)]
         n_chunks = max(1, min(self.k // LANES, self.pieces // (2 * self.n_tiles)))
         chunk = -(-self.k // n_chunks)
         n_chunks = -(-self.k // chunk)
