@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -97,6 +98,18 @@ def device_name(device: str) -> str:
     except OSError:
         match = None
     return match[1].strip() if match else (platform.processor() or platform.machine())
+
+
+def cpu_stamp(threads: int) -> dict[str, Any]:
+    """What every row of a measured estimator says of when, where and by which code it was measured."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "device_name": device_name("cpu"),
+        "cores": available_cores(),
+        "threads": threads,
+        "versions": versions("cpu"),
+        **code_state(),
+    }
 
 
 def available_cores() -> int:

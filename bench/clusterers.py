@@ -12,14 +12,13 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from bench._environment import ROOT, available_cores, code_state, device_name, versions
+from bench._environment import ROOT, cpu_stamp
 from fastdc import adjusted_rand_index, normalized_mutual_info
 
 
@@ -104,7 +103,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     for name in options.cases:
         row = measure(name, options.n or CASES[name].n, options.repeats)
-        row |= {"threads": options.threads, "date": datetime.now(timezone.utc).isoformat(timespec="seconds")}
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         peer = f"; scikit-learn {row['peer_seconds']:.2f} s, ARI {row['peer_ari']:.4f}" if "peer_seconds" in row else ""
@@ -134,10 +132,7 @@ def measure(name: str, n: int, repeats: int) -> dict[str, Any]:
         row["different_labels"] = int((fitted[""].labels_ != fitted["peer_"].labels_).sum())
     return row | {
         "repeats": repeats,
-        "device_name": device_name("cpu"),
-        "cores": available_cores(),
-        "versions": versions("cpu"),
-        **code_state(),
+        **cpu_stamp(torch.get_num_threads()),
     }
 
 

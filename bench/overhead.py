@@ -13,14 +13,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from bench._environment import ROOT, available_cores, code_state, device_name, versions
+from bench._environment import ROOT, cpu_stamp
 from bench.quality import METHODS, load
 from fastdc.networks import MLPAutoencoder
 
@@ -82,12 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **{f"{side}_seconds": statistics.median(values) for side, values in seconds.items()},
             "ratio": statistics.median(a / b for a, b in zip(seconds["fit"], seconds["bare"], strict=True)),
             "repeats": options.repeats,
-            "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            "device_name": device_name("cpu"),
-            "cores": available_cores(),
-            "threads": options.threads,
-            "versions": versions("cpu"),
-            **code_state(),
+            **cpu_stamp(options.threads),
         }
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -24,7 +24,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from bench._environment import ROOT, available_cores, code_state, device_name, versions
+from bench._environment import ROOT, cpu_stamp
 from fastdc import DEC, IDEC
 from fastdc.metrics import clustering_accuracy, normalized_mutual_info
 
@@ -203,14 +202,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = 1 if options.smoke else options.seeds
     epochs = (2, 2) if options.smoke else (options.pretrain_epochs, options.epochs)
     settings = Settings(options.threads, *epochs, options.peer_python)
-    machine = {
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device_name": device_name("cpu"),
-        "cores": available_cores(),
-        "threads": options.threads,
-        "versions": versions("cpu"),
-        **code_state(),
-    }
+    machine = cpu_stamp(options.threads)
     for method in options.methods:  # machine code of the kernels is built or loaded before the clock runs
         METHODS[method](2, hidden=(4,), pretrain_epochs=1, epochs=1).fit(np.eye(8, dtype=np.float32))
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -16,14 +16,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench._environment import ROOT, available_cores, code_state, device_name, versions
+from bench._environment import ROOT, cpu_stamp
 from bench._memory import status_bytes
 from fastdc import KMeans
 from fastdc.data import open_rows
@@ -126,12 +125,7 @@ def _measure(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         "different_labels": int((streamed.labels_ != fitted.labels_).sum()),
         "inertia_ratio": streamed.inertia_ / fitted.inertia_,
         "repeats": options.repeats,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device_name": device_name("cpu"),
-        "cores": available_cores(),
-        "threads": options.threads,
-        "versions": versions("cpu"),
-        **code_state(),
+        **cpu_stamp(options.threads),
     }
 
 

@@ -13,7 +13,6 @@ import json
 import tempfile
 import time
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench._environment import ROOT, available_cores, code_state, device_name, versions
+from bench._environment import ROOT, cpu_stamp
 from bench.scale import write_npy
 from fastdc import KMeans
 from fastdc.data import open_rows
@@ -79,12 +78,7 @@ def _row(options: argparse.Namespace, seconds: dict[str, list[float]], labels: d
         "iterations_measured": {name: len(times) for name, times in seconds.items()},
         "labels_equal": all(np.array_equal(sharded[0], other) for other in sharded),
         "labels_other_than_plain": int((sharded[0] != labels["plain, 1 threads"]).sum()),
-        "threads": 1,
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device_name": device_name("cpu"),
-        "cores": available_cores(),
-        "versions": versions("cpu"),
-        **code_state(),
+        **cpu_stamp(1),
     }
 
 

@@ -1,4 +1,4 @@
-"""Lengths of rows, by which exponents of products are bounded before these are made."""
+"""Lengths of rows; by the largest, exponents of products are bounded before these are made."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def largest_sq_length(rows: Rows, n: int, d: int) -> float:
 def _largest_of(x):
     largest = 0.0
     for i in range(x.shape[0]):
-        total = _sq_length(x[i])
+        total = sq_length(x[i])
         largest = largest if total <= largest else total  # NaN is taken
         if not largest == largest:
             break
@@ -34,7 +34,8 @@ def _largest_of(x):
 
 
 @jit(inner=True, reassociate=True)
-def _sq_length(row):
+def sq_length(row):
+    """Squared length of one row, in float64."""
     total = 0.0
     for d in range(row.size):
         total += np.float64(row[d]) * np.float64(row[d])

@@ -89,9 +89,9 @@ class KMeans(CenterModel):
     of a feature below 1e-30 of its largest count as zero in them. k-means++ then starts as over a row source, and no
     bounds are kept. An error on one rank is raised on all, with its cause; that a process ended or hangs, within the
     time-out of the group. Processes must have the same kind of CPU or GPU.
-    Memory: beside X the labels, for k-means++ a distance for each row, and for bounds 4 bytes a row and group of
-    centers, of which there are at most 64; never n_samples x n_clusters. Of a row source four blocks of at most
-    64 MB; its passes keep no bounds, and k-means++ starts from a block's number of rows drawn by chance.
+    Memory: beside X the labels, for k-means++ a distance for each row, and for bounds 8 bytes a row and 4 a row and
+    group of centers, of which there are at most 65; never n_samples x n_clusters. Of a row source four blocks of at
+    most 64 MB; its passes keep no bounds, and k-means++ starts from a block's number of rows drawn by chance.
 
     References
     ----------

@@ -15,8 +15,8 @@ from torch import Tensor
 from fastdc.cluster.exact import ExactSum, exponent_of
 from fastdc.cluster.lloyd import Pass, lloyd
 from fastdc.cluster.sharded import ShardedRows
-from fastdc.cluster.streaming import farthest_rows, new_labels
-from fastdc.kernels.kmeans import KMeansStep, kmeans_step, repair_empty
+from fastdc.cluster.streaming import block_steps, farthest_rows, new_labels
+from fastdc.kernels.kmeans import KMeansStep, repair_empty
 
 
 def sharded_steps(
@@ -42,7 +42,11 @@ def sharded_steps(
         labels, error = torch.empty(0, dtype=torch.int32), None
         try:
             labels = new_labels(x)
-            _add_blocks(x, centers, sample_weight, previous_labels, backend, labels, totals)
+            with block_steps(x, centers, labels, sample_weight, previous_labels, backend) as parts:
+                for part in parts:
+                    scalars = [part.inertia, part.n_changed, (part.labels < 0).sum()]
+                    totals[0].add(part.sums)
+                    totals[1].add(torch.cat([torch.stack([scalar.double() for scalar in scalars]), part.counts]))
         except Exception as caught:  # noqa: BLE001 - raised on all ranks
             error = caught
         flat = x.ranks.all_sum(torch.cat([total.limbs.reshape(-1) for total in totals]), error)
@@ -53,32 +57,6 @@ def sharded_steps(
         return Pass(KMeansStep(labels, sums, numbers[3:], inertia, n_changed.long()), n_unlabeled)
 
     return step
-
-
-def _add_blocks(
-    x: ShardedRows,
-    centers: Tensor,
-    sample_weight: Tensor | None,
-    previous_labels: Tensor | None,
-    backend: str | None,
-    labels: Tensor,
-    totals: list[ExactSum],
-) -> None:
-    """Labels of the rows worked on, and what their blocks add to sums and to (inertia, changes, unlabeled, *counts)."""
-    with x.blocks() as blocks:
-        for start, rows in blocks:
-            here = slice(start, start + len(rows))
-            part = kmeans_step(
-                rows,
-                centers,
-                sample_weight=None if sample_weight is None else sample_weight[here],
-                previous_labels=None if previous_labels is None else previous_labels[here].long(),
-                backend=backend,
-            )
-            labels[here] = part.labels
-            scalars = [part.inertia, part.n_changed, (part.labels < 0).sum()]
-            totals[0].add(part.sums)
-            totals[1].add(torch.cat([torch.stack([scalar.double() for scalar in scalars]), part.counts]))
 
 
 def sharded_repair(

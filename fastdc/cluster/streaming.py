@@ -7,8 +7,8 @@ block, the bits of the array in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
 
@@ -153,8 +153,26 @@ def streamed_step(
     """``kmeans_step`` a block at a time, float64 sums added in the order of the blocks; labels are int32."""
     labels = new_labels(x)
     total: list[Tensor] = []
+    with block_steps(x, centers, labels, sample_weight, previous_labels, backend) as parts:
+        for part in parts:
+            total = [a + b for a, b in zip(total, part[1:])] if total else list(part[1:])
+    return KMeansStep(labels, *total)
+
+
+@contextmanager
+def block_steps(
+    x: StreamedRows,
+    centers: Tensor,
+    labels: Tensor,
+    sample_weight: Tensor | None,
+    previous_labels: Tensor | None,
+    backend: str | None,
+) -> Iterator[Iterator[KMeansStep]]:
+    """``kmeans_step`` of each block in turn; ``labels`` (n,) take in theirs. Reading ends with ``with``."""
     with x.blocks() as blocks:
-        for start, rows in blocks:
+
+        def step(block: Chunk) -> KMeansStep:
+            start, rows = block
             here = slice(start, start + len(rows))
             part = kmeans_step(
                 rows,
@@ -164,8 +182,9 @@ def streamed_step(
                 backend=backend,
             )
             labels[here] = part.labels
-            total = [a + b for a, b in zip(total, part[1:])] if total else list(part[1:])
-    return KMeansStep(labels, *total)
+            return part
+
+        yield map(step, blocks)
 
 
 def farthest_rows(

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fastdc.kernels import _tile
 from fastdc.kernels._lanes import padded
+from fastdc.kernels._lengths import sq_length
 from fastdc.kernels._math import exp2
 from fastdc.kernels._numba import jit
 from fastdc.kernels._parallel import block_rows, distances_ns, n_workers, run_blocks
@@ -155,21 +156,13 @@ def hard_block(x, centers, labels, scale, grad_x, grad_centers):
         center = centers[label]
         for d in range(x.shape[1]):
             difference[d] = x[i, d] - center[d]
-        total += _sum_of_squares(difference)
+        total += sq_length(difference)
         if grad_x.shape[0] > 0:
             for d in range(x.shape[1]):
                 grad_x[i, d] = factor * difference[d]
         if grad_centers.shape[0] > 0:
             for d in range(x.shape[1]):
                 grad_centers[label, d] += scale * difference[d]
-    return total
-
-
-@jit(reassociate=True, inner=True)
-def _sum_of_squares(v):
-    total = 0.0
-    for d in range(v.size):
-        total += np.float64(v[d]) * np.float64(v[d])
     return total
 
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdc.kernels._lanes import load_columns, make_corner, padded
+from fastdc.kernels._lengths import sq_length
 from fastdc.kernels._math import lowest_bit
 from fastdc.kernels._numba import jit
 from fastdc.kernels._simd import gemm
@@ -88,8 +89,8 @@ def prepare_block(raw, shift, scale, metric, factors, offsets, norms, is_zero):
     for i in range(m):
         for d in range(n_features):
             factors[i, d] = dtype((np.float64(raw[i, d]) - shift[d]) * scale)
-        sq_norm = _sq_norm(factors[i])
-        if not _sq_norm(raw[i]) < np.inf and not _is_finite(raw[i]):
+        sq_norm = sq_length(factors[i])
+        if not sq_length(raw[i]) < np.inf and not _is_finite(raw[i]):
             factors[i] = dtype(0)
             offsets[i], norms[i] = dtype(NOBODY), dtype(0)
         elif metric == COSINE:
@@ -98,14 +99,6 @@ def prepare_block(raw, shift, scale, metric, factors, offsets, norms, is_zero):
         else:
             offsets[i] = dtype(0.5 * sq_norm) if metric == EUCLIDEAN else dtype(0)
             norms[i] = dtype(np.sqrt(sq_norm))
-
-
-@jit(inner=True, reassociate=True)
-def _sq_norm(row):
-    total = 0.0
-    for d in range(row.size):
-        total += np.float64(row[d]) * np.float64(row[d])
-    return total
 
 
 @jit(inner=True)
