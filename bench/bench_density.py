@@ -13,7 +13,7 @@ from bench._harness import Bench, Cost, Inputs, Provider, Rows
 
 CHECKED = 200  # points whose neighbours are counted in float64
 GROUPS = 30
-SHAPES = [{"n": 100_000, "d": 8}, {"n": 200_000, "d": 2}, {"n": 20_000, "d": 64}]
+SHAPES = [{"n": 50_000, "d": 8}, {"n": 200_000, "d": 2}, {"n": 20_000, "d": 64}]
 TINY = {"n": 300, "d": 5}
 CHUNK = 1024  # rows that plain torch treats at a time
 ROUNDED = 0.02  # share of the points that have one at the boundary, where products decide it
