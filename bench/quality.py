@@ -83,7 +83,7 @@ def paired(data: Data, method: str, seed: int, settings: Settings) -> Iterator[d
         options["gamma"] = CLUSTPY_GAMMA / data.x.shape[1]
     model = METHODS[method](
         n_clusters,
-        autoencoder=start.autoencoder_,
+        autoencoder=start.network_,
         pretrain_epochs=0,
         epochs=epochs,
         target="batch",
@@ -95,7 +95,7 @@ def paired(data: Data, method: str, seed: int, settings: Settings) -> Iterator[d
     )
     yield {"side": "fastdc", **_timed_fit(model, data)}
     if settings.peer_python:
-        weights = {f"weight{i}": p.detach().numpy() for i, p in enumerate(start.autoencoder_.parameters())}
+        weights = {f"weight{i}": p.detach().numpy() for i, p in enumerate(start.network_.parameters())}
         given = {"x": data.x, "centers": start.cluster_centers_, **weights}
         yield from _ask_peer(data, method, seed, settings, given, {"clustering_epochs": epochs})
 

@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
 
 
 @dataclass
-class Watch:
+class Watch(Stage):
     """A stage that only follows the later ones, an epoch at a time, and counts the seconds it takes."""
 
     head: Centroids
@@ -74,7 +74,7 @@ class Watch:
                 self.accuracy.append(metrics.clustering_accuracy(self.truth, seen.labels))
                 self.seconds += time.perf_counter() - started
 
-        trainer.callbacks = [*trainer.callbacks, look]
+        trainer.settings.callbacks = [*trainer.settings.callbacks, look]
 
 
 def run(out: Path, *, quick: bool = False, random_state: int = 0) -> dict[str, dict[str, Outcome]]:
@@ -176,7 +176,7 @@ def _cluster(
     for name, method in (("DEC", WatchedDEC), ("IDEC", WatchedIDEC)):
         model = method(
             n_clusters,
-            autoencoder=start.autoencoder_,
+            autoencoder=start.network_,
             pretrain_epochs=0,
             epochs=recipe.refine,
             learning_rate=recipe.learning_rate,

@@ -102,6 +102,14 @@ class Ranks:
             self.check(error)
         return flat[:-1].to(numbers.device)
 
+    def mean(self, values: Tensor) -> None:
+        """Make floats, of one shape on all ranks, their means over the ranks, in place: one all_reduce."""
+        if self.size > 1:
+            here = values.to(self.device)
+            with self._answered():
+                dist.all_reduce(here, group=self.group)
+            values.copy_(here.div_(self.size))
+
     def first(self, values: Tensor) -> Tensor:
         """The values of rank 0, on all ranks; all come with the same shape and dtype."""
         if self.size == 1:

@@ -91,7 +91,7 @@ class Saveable:
         """Write the fitted estimator to ``path``, atomically: a crash leaves the old file or the new one."""
         check_is_fitted(self)
         tensors: dict[str, Tensor] = {}
-        parameters = {name: _plain(value) for name, value in self.get_params(deep=False).items()}  # type: ignore[attr-defined]
+        parameters = {name: plain(value) for name, value in self.get_params(deep=False).items()}  # type: ignore[attr-defined]
         fitted = {
             name: _take_apart(name, value, tensors)
             for name, value in vars(self).items()
@@ -142,14 +142,14 @@ class Saveable:
             raise CheckpointError(f"{type(self).__name__} has no modules, the file holds {sorted(weights)}")
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A parameter as JSON holds it."""
     if isinstance(value, nn.Module):
         return {"module": type(value).__name__}
     if isinstance(value, (np.integer, np.floating, np.bool_)):
         return value.item()
     if isinstance(value, tuple):
-        return {"tuple": [_plain(item) for item in value]}
+        return {"tuple": [plain(item) for item in value]}
     if isinstance(value, torch.device):
         return str(value)
     if isinstance(value, (np.ndarray, Tensor)):

@@ -17,9 +17,9 @@ from torch import nn
 import fastdc
 from fastdc.kernels.student_t import dec_loss, student_t_assign
 from fastdc.methods import DEC, IDEC
-from fastdc.methods._parts import StudentT
 from fastdc.networks import Centroids, MLPAutoencoder
 from fastdc.persistence import CheckpointError
+from fastdc.terms import StudentT
 from fastdc.training import Batch
 
 METHODS = [DEC, IDEC]
@@ -110,9 +110,7 @@ def test_dec_leaves_the_decoder_alone_and_idec_does_not(blobs):
     X, _ = blobs
     start = MLPAutoencoder(5, 2, (16,), torch.Generator().manual_seed(0))
     options = SMALL | {"pretrain_epochs": 0, "autoencoder": start, "tol": None}
-    same = {
-        m: torch.equal(m(3, **options).fit(X).autoencoder_.decoder[0].weight, start.decoder[0].weight) for m in METHODS
-    }
+    same = {m: torch.equal(m(3, **options).fit(X).network_.decoder[0].weight, start.decoder[0].weight) for m in METHODS}
     assert same == {DEC: True, IDEC: False}
 
 
@@ -362,7 +360,7 @@ def test_a_users_network_is_copied_and_decides_the_dtype(method, blobs):
 def test_pretrained_weights_are_a_start(blobs):
     X, _ = blobs
     first = IDEC(3, **SMALL).fit(X)
-    second = DEC(3, autoencoder=first.autoencoder_, **(SMALL | {"pretrain_epochs": 0, "epochs": 0})).fit(X)
+    second = DEC(3, autoencoder=first.network_, **(SMALL | {"pretrain_epochs": 0, "epochs": 0})).fit(X)
     assert_allclose(second.transform(X), first.transform(X))
     assert [r["stage"] for r in second.history_] == []
     expected = KMeans(3, n_init=3, random_state=0).fit(first.transform(X))

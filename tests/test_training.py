@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fastdc.networks import Autoencoder, MLPAutoencoder
-from fastdc.training import Objective, Term, Train, Trainer, embed, private_randomness
+from fastdc.training import Objective, Settings, Term, Train, Trainer, embed, private_randomness
 
 N_SAMPLES, N_FEATURES = 23, 4
 
@@ -18,7 +18,7 @@ def x():
 
 def make_trainer(x, batch_size=8, **options):
     network = MLPAutoencoder(N_FEATURES, 2, (8,), torch.Generator().manual_seed(1))
-    return Trainer(network, x, batch_size=batch_size, seed=2, **options)
+    return Trainer(network, x, Settings(batch_size=batch_size, seed=2, **options))
 
 
 class Error(Term):
@@ -167,7 +167,7 @@ def test_callbacks_see_every_record_and_end_the_stage(x, kind):
 
 def test_a_diverging_loss_raises(x):
     trainer = make_trainer(x)
-    with pytest.raises(FloatingPointError, match=r"the loss became (nan|inf) in epoch \d+ of stage 'fit': lower"):
+    with pytest.raises(FloatingPointError, match=r"the error loss became (nan|inf) in epoch \d+ of stage 'fit': lower"):
         Train(Error(), "fit", 50, 1e30).run(trainer)
 
 

@@ -6,7 +6,6 @@ follow from centers in one pass. So it does not matter by how many processes a f
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdc._runs import check_same_run, digest, read_run, some_rows
 from fastdc.cluster.lloyd import Progress, Record, Solution
 from fastdc.cluster.streaming import StreamedRows
 from fastdc.distributed import Ranks
@@ -22,7 +22,6 @@ from fastdc.persistence import CheckpointError, parse_checkpoint, write_checkpoi
 
 FILE = "kmeans.safetensors"
 SECONDS = 10.0  # from one checkpoint to the next
-LOOKED_AT = 1024  # rows by which data are known again
 
 
 class Best(NamedTuple):
@@ -107,15 +106,14 @@ def open_checkpoint(
             raise ValueError("resume=True needs checkpoint=, the folder of the run to go on with")
         return Checkpoint(None, identity), None
     path = Path(folder) / FILE
-    content = ranks.from_first(lambda: _content_of(path, resume))
+    content = ranks.from_first(lambda: read_run(path, resume))
     saved = _parse(content, path, identity, device) if content else None
     return Checkpoint(path if ranks.rank == 0 else None, identity), saved
 
 
 def identity_of(estimator: Any, x: Any, sample_weight: Tensor | None) -> dict[str, Any]:
     """What a run must have in common with a checkpoint: parameters that change results, and some of the rows."""
-    numbers = torch.from_numpy(np.linspace(0, len(x) - 1, min(len(x), LOOKED_AT)).astype(np.int64))
-    numbers = numbers.to(x.device)
+    numbers = some_rows(len(x)).to(x.device)
     seen = [x[numbers]]
     if sample_weight is not None:
         is_streamed = isinstance(x, StreamedRows)
@@ -123,7 +121,7 @@ def identity_of(estimator: Any, x: Any, sample_weight: Tensor | None) -> dict[st
     exact = estimator.deterministic or estimator.group is not None
     state, init = estimator.random_state, estimator.init
     if not isinstance(init, str):
-        init = _digest([init if isinstance(init, Tensor) else torch.as_tensor(np.asarray(init))])
+        init = digest([init if isinstance(init, Tensor) else torch.as_tensor(np.asarray(init))])
     return {
         "estimator": type(estimator).__name__,
         "n_clusters": int(estimator.n_clusters),
@@ -136,42 +134,15 @@ def identity_of(estimator: Any, x: Any, sample_weight: Tensor | None) -> dict[st
         "shape": list(x.shape),
         "dtype": str(x.dtype).removeprefix("torch."),
         "weighted": sample_weight is not None,
-        "digest of rows": _digest(seen),
+        "digest of rows": digest(seen),
     }
-
-
-def _digest(tensors: list[Tensor]) -> str:
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _content_of(path: Path, resume: bool) -> bytes:
-    """The file, empty if there is none; removes what interrupted writes have left beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for rest in path.parent.glob(f".{FILE}.*.part"):
-        rest.unlink(missing_ok=True)
-    if not path.exists():
-        return b""
-    if not resume:
-        raise FileExistsError(
-            f"{path} is the checkpoint of a run; go on with it (resume=True, --resume), or remove it to begin anew"
-        )
-    return path.read_bytes()
 
 
 def _parse(content: bytes, path: Path, identity: dict[str, Any], device: torch.device) -> Saved:
     tensors, description = parse_checkpoint(content, path)
     if description.get("class") != "KMeansRun":
         raise CheckpointError(f"{path} holds a {description.get('class')}, not a run of k-means")
-    theirs = description["identity"]
-    for name, value in identity.items():
-        if theirs.get(name) != value:
-            raise CheckpointError(
-                f"{path} is of another run: its {name} is {theirs.get(name)}, here it is {value}; resume with the same "
-                "data and parameters, or name another folder"
-            )
+    check_same_run(description["identity"], identity, path)
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
     progress = Progress(tensors["before"], tensors["centers"], description["history"], description["is_over"])
     best = description.get("best")

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
 from fastdc._input import choose_device, give_back, read_count, read_points, read_seed
-from fastdc.methods._parts import Initialise, LabelChange
-from fastdc.networks import Centroids, MLPAutoencoder, as_autoencoder
-from fastdc.persistence import CheckpointError, Saveable
-from fastdc.training import Objective, Stage, Term, Train, Trainer, embed, private_randomness
+from fastdc._runs import digest, some_rows
+from fastdc.networks import Centroids, ConvAutoencoder, Head, MLPAutoencoder, as_autoencoder
+from fastdc.persistence import CheckpointError, Saveable, plain
+from fastdc.training import (
+    Checkpoint,
+    LabelChange,
+    Settings,
+    Stage,
+    Term,
+    Train,
+    Trainer,
+    Views,
+    embed,
+    private_randomness,
+)
+from fastdc.training.objective import Objective
+
+NOT_IDENTITY = {"verbose", "callbacks", "device", "group"}  # parameters that do not change results
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -32,34 +49,40 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         Width of the embedding of the default network.
     hidden : sequence of int
         Widths of the layers of the default network's encoder; the decoder has them in reverse.
+    image_shape : (channels, height, width), optional
+        The rows are flat images: the default network is then convolutional.
     autoencoder : nn.Module, optional
         A network of one's own, with methods ``encode`` and ``decode`` or submodules ``encoder`` and
-        ``decoder``. A copy is trained, from the weights it has; with ``pretrain_epochs=0`` they are taken as
-        trained. It computes in the dtype of its parameters.
+        ``decoder``. A copy is trained, from the weights it has. It computes in the dtype of its parameters.
     encoder, decoder : nn.Module, optional
-        The same as two modules.
-    alpha : float
-        Degrees of freedom of the Student t kernel.
-    pretrain_epochs, epochs : int
-        Passes over the data to train the network alone, and at most to refine network and centers.
-    batch_size : int
-        Most rows of a step.
-    pretrain_learning_rate, learning_rate : float
-        Of Adam, in the two stages.
+        The same as two modules. Methods that do not reconstruct need no decoder.
+    views : Views, optional
+        What other forms of the rows the terms see (``fastdc.views``); None is the method's own choice.
+    epochs : int
+        Most passes over the data in the main stage.
+    batch_size : int or None
+        Most rows of a step; None takes all rows at once.
+    learning_rate : float
+        Of Adam, in the main stage.
     update_interval : int, optional
-        Steps between refreshes of the target from all rows; None is three epochs.
+        Steps between refreshes of the targets from all rows, at which the labels are also looked at; None is three
+        epochs.
     tol : float, optional
-        Refinement stops when no more than this share of the labels changed between two refreshes; None runs
+        The main stage stops when no more than this share of the labels changed between two refreshes; None runs
         all epochs.
-    n_init : int
-        Restarts of the k-means that places the centers.
+    amp : {None, "bfloat16", "float16"}
+        Lower precision of the networks in training.
+    accumulate : int
+        Parts of a batch that go through the networks one after the other before a step, to save memory.
     device : str or torch.device, optional
         None computes where a tensor lies, and otherwise on the GPU if there is one.
+    group : None, "world" or torch.distributed.ProcessGroup
+        Processes that share the work, each with all rows and the same ``random_state``.
     random_state : int, numpy RandomState or Generator, optional
         The same integer gives the same result. Global random states are left as they were.
     verbose : int
         1 shows progress bars on standard error.
-    callbacks : sequence of callables, optional
+    callbacks : sequence of callables
         Each is called with every record of ``history_`` as it is made; one that returns True ends the running
         stage.
 
@@ -67,13 +90,13 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     ----------
     labels_ : array of shape (n_samples,), int32
     cluster_centers_ : array of shape (n_clusters, n_latent)
-        In the embedding.
-    autoencoder_ : nn.Module
+        In the embedding: those of the head where it has centers, else the means of the clusters (NaN if empty).
+    network_ : nn.Module
         The trained network.
-    head_ : Centroids
-        The centers as a module.
+    head_ : Head
+        What makes clusters of embeddings.
     n_iter_ : int
-        Epochs of refinement.
+        Epochs of the main stage.
     history_ : list of dict
         A record for each epoch (``stage``, ``epoch``, ``loss`` and the loss of each term) and for each
         refresh (``stage``, ``epoch``, ``step``, ``label_change``, ``n_empty_clusters``,
@@ -90,41 +113,45 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     n_clusters: int = field(default=8, kw_only=False)
     n_latent: int = 10
     hidden: Sequence[int] = (500, 500, 2000)
+    image_shape: Sequence[int] | None = None
     autoencoder: nn.Module | None = None
     encoder: nn.Module | None = None
     decoder: nn.Module | None = None
-    alpha: float = 1.0
-    pretrain_epochs: int = 50
+    views: Views | None = None
     epochs: int = 100
-    batch_size: int = 256
-    pretrain_learning_rate: float = 1e-3
+    batch_size: int | None = 256
     learning_rate: float = 1e-3
     update_interval: int | None = None
     tol: float | None = 1e-3
-    n_init: int = 20
+    amp: str | None = None
+    accumulate: int = 1
     device: str | torch.device | None = None
+    group: Any = None
     random_state: Any = None
     verbose: int = 0
     callbacks: Sequence[Callable[[dict[str, Any]], Any]] | None = None
 
-    def stages(self, head: Centroids) -> Iterable[Stage]:
+    def stages(self, head: Any) -> Iterable[Stage]:
         """The method: what happens to the network and the head, in order."""
         raise NotImplementedError(f"{type(self).__name__} must say what it does: def stages(self, head)")
 
-    def pretraining(self, objective: Term | Objective) -> Train:
-        """A stage that trains the network alone."""
-        return Train(objective, "pretrain", self.pretrain_epochs, self.pretrain_learning_rate)
+    def make_head(self, n_latent: int) -> Head:
+        """What makes clusters of embeddings of this width; centers unless a method says otherwise."""
+        return Centroids(self.n_clusters, n_latent)
 
-    def initialisation(self, head: Centroids) -> Initialise:
-        """A stage that puts the centers where k-means finds them."""
-        return Initialise(head, self.n_init)
+    def make_network(self, n_features: int, generator: torch.Generator | None = None) -> nn.Module:
+        """The default network."""
+        if self.image_shape is not None:
+            return ConvAutoencoder(self.image_shape, self.n_latent, generator=generator)
+        return MLPAutoencoder(n_features, self.n_latent, self.hidden, generator)
 
-    def refinement(self, objective: Term | Objective) -> Train:
-        """A stage that trains network and head until the labels settle."""
+    def training(self, objective: Term | Objective, stage: str = "train", **options: Any) -> Train:
+        """The main stage: trains network and head until the labels settle. Options are those of ``Train``."""
         until = None if self.tol is None else LabelChange(self.tol)
-        return Train(objective, "refine", self.epochs, self.learning_rate, self.update_interval, until)
+        given = {"views": self.views, "until": until, "update_interval": self.update_interval} | options
+        return Train(objective, stage, self.epochs, self.learning_rate, **given)
 
-    def fit(self, X: Any, y: Any = None) -> DeepClusterer:
+    def fit(self, X: Any, y: Any = None, *, checkpoint: Any = None, resume: bool = False) -> DeepClusterer:
         """Train on ``X`` and label its rows.
 
         Parameters
@@ -132,6 +159,12 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         X : array-like of shape (n_samples, n_features)
             Computed in the dtype of the network, float32 by default. Bring the features to a common scale.
         y : ignored
+        checkpoint : path, optional
+            A folder that keeps the state of the fit: written every 10 seconds at the end of an epoch, and after
+            each stage.
+        resume : bool
+            Go on from the checkpoint in that folder, if there is one, to the result of a fit that was never
+            interrupted.
 
         Returns
         -------
@@ -141,69 +174,93 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         ------
         ValueError, TypeError
             For bad parameters and bad data, before any training.
+        CheckpointError, FileExistsError
+            If the checkpoint is damaged or of other data or parameters; if there is one and ``resume`` is False.
         FloatingPointError
             If the loss is no longer finite.
         KeyboardInterrupt
-            Goes on to the caller; the estimator is then fitted with what was reached if the centers had been
+            Goes on to the caller; the estimator is then fitted with what was reached if the head had been
             initialised, and otherwise as before the call.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If clusters are empty at the end.
         """
         before = dict(vars(self))
         try:
             with torch.inference_mode(False), torch.enable_grad():
-                self._fit(X)
+                self._fit(X, None if checkpoint is None else Path(checkpoint), resume)
         except BaseException:
             if self.__dict__.get("history_") is before.get("history_"):  # nothing was finished
                 self.__dict__ = before
             raise
         return self
 
-    def _fit(self, X: Any) -> None:
-        n_clusters = read_count(self.n_clusters, "n_clusters")
-        for name in ("n_latent", "batch_size", "n_init"):
+    def _check_parameters(self) -> None:
+        """Raise for parameters out of range, before any work."""
+        for name in ("n_clusters", "n_latent", "accumulate"):
             read_count(getattr(self, name), name)
-        for name in ("pretrain_epochs", "epochs"):
-            read_count(getattr(self, name), name, low=0)
-        if self.update_interval is not None:
-            read_count(self.update_interval, "update_interval")
+        read_count(self.epochs, "epochs", low=0)
+        for name in ("batch_size", "update_interval"):
+            if getattr(self, name) is not None:
+                read_count(getattr(self, name), name)
+
+    def _fit(self, X: Any, folder: Path | None, resume: bool) -> None:
+        self._check_parameters()
         network = self._own_network()
         x = read_points(X, self, reset=True, dtype=_dtype_of(network), device=self.device)
-        read_count(n_clusters, "n_clusters", high=len(x), high_name="n_samples")
+        read_count(self.n_clusters, "n_clusters", high=len(x), high_name="n_samples")
         seed = read_seed(self.random_state)
         if network is None:
-            network = self._default_network(x.shape[1], torch.Generator().manual_seed(seed))
+            network = self.make_network(x.shape[1], torch.Generator().manual_seed(seed))
         x = x.clone() if x.is_inference() else x
+        settings = Settings(
+            batch_size=self.batch_size,
+            seed=seed,
+            amp=self.amp,
+            accumulate=self.accumulate,
+            callbacks=self.callbacks or (),
+            verbose=bool(self.verbose),
+            group=self.group,
+        )
         with private_randomness(seed, x.device):
             network = network.to(x.device)
-            head = Centroids(n_clusters, _latent_width(network, x), self.alpha).to(x)
-            trainer = Trainer(
-                network,
-                x,
-                batch_size=self.batch_size,
-                seed=seed,
-                callbacks=self.callbacks or (),
-                verbose=bool(self.verbose),
-            )
+            head = self.make_head(_latent_width(network, x)).to(x)
+            trainer = Trainer(network, x, settings, head)
+            stages = list(self.stages(head))  # all at once, so that bad parameters show before training
             try:
-                for stage in list(self.stages(head)):  # all at once, so that bad parameters show before training
-                    stage.run(trainer)
+                trainer.run(stages, Checkpoint(folder, self._identity(x), resume))
             except KeyboardInterrupt:
-                if not head.centers.isnan().any():
-                    self._finish(trainer, head, X)
+                if not any(parameter.isnan().any() for parameter in head.parameters()):
+                    self._finish(trainer, X)
                 raise
-            self._finish(trainer, head, X)
+            self._finish(trainer, X)
 
-    def _finish(self, trainer: Trainer, head: Centroids, X: Any) -> None:
+    def _finish(self, trainer: Trainer, X: Any) -> None:
         """Set the fitted attributes, all at once."""
-        labels = head.statistics(trainer.embed()).labels
+        head: Any = trainer.head
+        z = trainer.embed()
+        labels = head.statistics(z).labels
         if bool((labels < 0).any()):
             raise FloatingPointError(
                 f"the embedding is no longer finite: lower learning_rate ({self.learning_rate}) or scale the data"
             )
-        self.autoencoder_ = trainer.network.eval()
+        sizes = labels.bincount(minlength=self.n_clusters)
+        n_empty = int((sizes == 0).sum())
+        if n_empty:
+            warnings.warn(
+                f"{n_empty} of {self.n_clusters} clusters are empty, the largest has {int(sizes.max())} of {len(z)} "
+                "samples; look at history_, lower learning_rate or n_clusters",
+                ConvergenceWarning,
+                stacklevel=4,
+            )
+        self.network_ = trainer.network.eval()
         self.head_ = head
         self.labels_ = give_back(labels.to(torch.int32), X)
-        self.cluster_centers_ = give_back(head.centers, X)
-        self.n_iter_ = sum(record["stage"] == "refine" and "loss" in record for record in trainer.history)
+        centers = getattr(head, "centers", None)
+        self.cluster_centers_ = give_back(_means(z, labels, sizes) if centers is None else centers, X)
+        self.n_iter_ = sum(record["stage"] != "pretrain" and "loss" in record for record in trainer.history)
         self.history_ = trainer.history
 
     def transform(self, X: Any) -> Any:
@@ -211,10 +268,11 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         return give_back(self._embed(X), X)
 
     def predict(self, X: Any) -> Any:
-        """Cluster of each row of ``X``, int32, by the nearest center in the embedding."""
+        """Cluster of each row of ``X``, int32, by the head."""
         z = self._embed(X)
         return give_back(self.head_.statistics(z).labels.to(torch.int32), X)
 
+    @torch.no_grad()
     def predict_proba(self, X: Any) -> Any:
         """Soft assignment q of the rows of ``X``, of shape (n_samples, n_clusters)."""
         z = self._embed(X)
@@ -223,13 +281,13 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     @torch.no_grad()
     def _embed(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        centers = self.head_.centers
-        x = read_points(X, self, dtype=_dtype_of(self.autoencoder_), device=centers.device)
-        return embed(self.autoencoder_, x)
+        device = next(self.head_.parameters()).device
+        x = read_points(X, self, dtype=_dtype_of(self.network_), device=device)
+        return embed(self.network_, x)
 
     @property
     def _n_features_out(self) -> int:
-        return self.head_.centers.shape[1]
+        return self.cluster_centers_.shape[1]
 
     def _own_network(self) -> nn.Module | None:
         """A copy of the user's modules, or None for the default network."""
@@ -238,22 +296,25 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             return None
         return copy.deepcopy(as_autoencoder(*given))
 
-    def _default_network(self, n_features: int, generator: torch.Generator | None = None) -> nn.Module:
-        return MLPAutoencoder(n_features, self.n_latent, self.hidden, generator)
+    def _identity(self, x: Tensor) -> dict[str, Any]:
+        """What a checkpoint must have in common with this fit."""
+        parameters = {n: plain(v) for n, v in self.get_params(deep=False).items() if n not in NOT_IDENTITY}
+        described = {"shape": list(x.shape), "dtype": str(x.dtype), "digest of rows": digest([x[some_rows(len(x))]])}
+        return {"estimator": type(self).__name__} | parameters | described
 
     def _restore_modules(self, weights: dict[str, dict[str, Tensor]]) -> None:
-        network = self._own_network()
-        if network is None:
-            network = self._default_network(self.n_features_in_)
-        n_clusters, n_latent = weights["head_"]["centers"].shape
-        head = Centroids(n_clusters, n_latent, self.alpha)
+        device = choose_device(self.device)
+        with private_randomness(0, device):
+            network = self._own_network()
+            if network is None:
+                network = self.make_network(self.n_features_in_)
+            head = self.make_head(self.cluster_centers_.shape[1])
         try:
-            network.load_state_dict(weights["autoencoder_"])
+            network.load_state_dict(weights["network_"])
             head.load_state_dict(weights["head_"])
         except RuntimeError as error:
             raise CheckpointError(f"the saved weights do not fit the module: {error}") from error
-        device = choose_device(self.device)
-        self.autoencoder_, self.head_ = network.to(device).eval(), head.to(device, _dtype_of(network))
+        self.network_, self.head_ = network.to(device).eval(), head.to(device, _dtype_of(network))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -265,6 +326,12 @@ def _dtype_of(network: nn.Module | None) -> torch.dtype:
     """The floating dtype of a network's parameters; float32 for the default network."""
     parameters = () if network is None else network.parameters()
     return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
+
+
+def _means(z: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
+    """Mean embedding of each cluster; NaN where it is empty."""
+    sums = z.new_zeros(len(sizes), z.shape[1]).index_add_(0, labels, z)
+    return sums / sizes[:, None]
 
 
 @torch.no_grad()

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from fastdc.methods._deep import DeepClusterer
-from fastdc.methods._parts import Reconstruction, StudentT
+from fastdc.methods._pretrained import PretrainedClusterer
 from fastdc.networks import Centroids
+from fastdc.terms import Reconstruction, StudentT
 from fastdc.training import Stage
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class DEC(DeepClusterer):
+class DEC(PretrainedClusterer):
     r"""Deep embedded clustering.
 
     An autoencoder is trained, its decoder dropped, and centers are placed by k-means in the embedding. Then
@@ -25,6 +25,8 @@ class DEC(DeepClusterer):
 
     Parameters
     ----------
+    alpha : float
+        Degrees of freedom of the Student t kernel.
     target : {"refresh", "batch"}
         "refresh" computes P from all rows every ``update_interval`` steps, as the paper does; "batch" from
         the batch itself at every step.
@@ -44,10 +46,14 @@ class DEC(DeepClusterer):
     ((90,), (90, 2), (90, 3))
     """
 
+    alpha: float = 1.0
     target: str = "refresh"
 
+    def make_head(self, n_latent: int) -> Centroids:
+        return Centroids(self.n_clusters, n_latent, self.alpha)
+
     def stages(self, head: Centroids) -> Iterator[Stage]:
-        yield self.pretraining(Reconstruction())
+        yield self.pretraining()
         yield self.initialisation(head)
         yield self.refinement(StudentT(head, self.target))
 
@@ -73,6 +79,6 @@ class IDEC(DEC):
     gamma: float = 0.1
 
     def stages(self, head: Centroids) -> Iterator[Stage]:
-        yield self.pretraining(Reconstruction())
+        yield self.pretraining()
         yield self.initialisation(head)
         yield self.refinement(Reconstruction() + self.gamma * StudentT(head, self.target))

@@ -87,7 +87,7 @@ class MLPAutoencoder(Autoencoder):
             generator = torch.Generator()
             generator.seed()
         widths = [n_features, *hidden, n_latent]
-        super().__init__(_mlp(widths, generator), _mlp(widths[::-1], generator))
+        super().__init__(mlp(widths, generator), mlp(widths[::-1], generator))
 
 
 def as_autoencoder(
@@ -129,14 +129,16 @@ def as_autoencoder(
     )
 
 
-def _mlp(widths: Sequence[int], generator: torch.Generator) -> nn.Sequential:
+def mlp(widths: Sequence[int], generator: torch.Generator) -> nn.Sequential:
+    """Linear layers of these widths with ReLU between them, drawn from ``generator``."""
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(widths):
-        layers += [_linear(n_in, n_out, generator), nn.ReLU()]
+        layers += [linear(n_in, n_out, generator), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
-def _linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
+    """A linear layer, weights and biases uniform in ±1/sqrt(n_in)."""
     layer = nn.utils.skip_init(nn.Linear, n_in, n_out)  # its own initialisation draws from the global state
     bound = n_in**-0.5
     with torch.no_grad():

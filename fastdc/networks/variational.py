@@ -1,0 +1,51 @@
+"""Autoencoders whose embedding is a distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fastdc.networks.autoencoder import Autoencoder, linear, mlp
+
+
+class VariationalAutoencoder(Autoencoder):
+    """A fully connected encoder to mean and log variance of a Gaussian, and a decoder from samples of it.
+
+    ``encode`` gives the means, so that it can stand for an autoencoder; ``posterior`` gives both.
+
+    Parameters
+    ----------
+    n_features, n_latent : int
+    hidden : sequence of int
+        Widths of the encoder's layers, each with ReLU; the decoder has them in reverse.
+    generator : torch.Generator, optional
+        Draws the weights; without it a fresh seed does. The global random state is left alone.
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_latent: int = 10,
+        hidden: Sequence[int] = (500, 500, 2000),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        trunk = nn.Sequential(mlp([n_features, *hidden], generator), nn.ReLU())
+        mean = linear(hidden[-1], n_latent, generator)
+        super().__init__(nn.Sequential(trunk, mean), mlp([n_latent, *hidden[::-1], n_features], generator))
+        self.log_var = linear(hidden[-1], n_latent, generator)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of the embedding of each row, both (n_samples, n_latent)."""
+        trunk, mean = self.encoder
+        seen = trunk(x)
+        return mean(seen), self.log_var(seen)
+
+    @staticmethod
+    def sample(mean: Tensor, log_var: Tensor) -> Tensor:
+        """A draw from the posterior, differentiable in both."""
+        return mean + (0.5 * log_var).exp() * torch.randn_like(mean)

@@ -1,0 +1,103 @@
+"""Terms about cluster centers in the embedding."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdc.kernels.kmeans import kmeans_loss
+from fastdc.kernels.student_t import dec_loss, target_distribution
+from fastdc.networks import Centroids
+from fastdc.terms.watch import Watch
+from fastdc.training import Batch, Schedule
+
+TARGETS = ("refresh", "batch")
+
+
+class StudentT(Watch):
+    """KL(P || Q) of DEC: Q is the soft assignment to the head's centers, P its sharpened self.
+
+    The loss is that of the views of a batch, averaged; P belongs to the rows as they are.
+
+    Parameters
+    ----------
+    head : Centroids
+    target : {"refresh", "batch"}
+        "refresh" is the paper's: P of all rows, frozen until the next refresh. "batch" computes P from the
+        batch itself at every step.
+    power, frequency_power : float
+        P is proportional to q^power / frequency^frequency_power.
+    """
+
+    name = "clustering"
+    head: Centroids
+
+    def __init__(
+        self, head: Centroids, target: str = "refresh", power: float = 2.0, frequency_power: float = 1.0
+    ) -> None:
+        super().__init__(head)
+        if target not in TARGETS:
+            raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
+        self.target, self.powers = target, {"power": power, "frequency_power": frequency_power}
+
+    @torch.no_grad()
+    def refresh(self, z: Tensor) -> dict[str, Tensor]:
+        seen, measured = self.look(z)
+        if self.target == "refresh":
+            self._freeze(z, seen.frequency)
+        return measured
+
+    def _freeze(self, z: Tensor, frequency: Tensor) -> None:
+        """Keep P, or what P is made from, whichever is smaller."""
+        centers = self.head.centers.detach()
+        if len(centers) <= z.shape[1]:
+            self.memory["target"] = target_distribution(self.head.assign(z), frequency, **self.powers)
+        else:
+            self.memory |= {"target_x": z, "target_centers": centers.clone(), "frequency": frequency}
+
+    def forward(self, batch: Batch) -> Tensor:
+        target = self._target_of(batch)
+        losses = [
+            dec_loss(view.z, self.head.centers, alpha=self.head.alpha, **self.powers, **target) for view in batch.views
+        ]
+        return sum(losses[1:], start=losses[0]) / len(losses)
+
+    def _target_of(self, batch: Batch) -> dict[str, Any]:
+        if self.target == "batch":
+            if batch.views == (batch,):
+                return {}
+            q = self.head.assign(batch.z.detach()).detach()
+            return {"target": target_distribution(q, **self.powers)}
+        by_row = {name: self.memory[name][batch.rows] for name in ("target", "target_x") if name in self.memory}
+        shared = {name: self.memory[name] for name in ("target_centers", "frequency") if name in self.memory}
+        return by_row | shared
+
+
+class KMeansDistance(Watch):
+    """Squared distance of embeddings to centers: to the nearest (DCN), or weighed by a softmax over all (DKM).
+
+    Parameters
+    ----------
+    head : Centroids
+    temperature : float or Schedule, optional
+        Of the softmax, 1 / alpha of DKM; None is the hard loss.
+    """
+
+    name = "clustering"
+    head: Centroids
+
+    def __init__(self, head: Centroids, temperature: float | Schedule | None = None) -> None:
+        super().__init__(head)
+        self.schedule = temperature if callable(temperature) else None
+        self.temperature = None if callable(temperature) else temperature
+
+    def start_epoch(self, progress: float) -> None:
+        if self.schedule is not None:
+            self.temperature = self.schedule(progress)
+
+    def forward(self, batch: Batch) -> Tensor:
+        if self.temperature is None:
+            return kmeans_loss(batch.z, self.head.centers, None, "hard")
+        return kmeans_loss(batch.z, self.head.centers, None, "soft", self.temperature)

@@ -1,0 +1,30 @@
+"""What a decoder makes of an embedding, compared with where it came from."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import mse_loss
+
+from fastdc.training import Batch, Term
+
+
+class Reconstruction(Term):
+    """Squared error of the decoder's output, averaged over rows, features and views.
+
+    Each view is to give itself, as in an autoencoder; with ``clean`` each is to give the rows it is a view of, as in
+    a denoising one.
+
+    Parameters
+    ----------
+    clean : bool
+    """
+
+    name = "reconstruction"
+
+    def __init__(self, clean: bool = False) -> None:
+        super().__init__()
+        self.clean = clean
+
+    def forward(self, batch: Batch) -> Tensor:
+        errors = [mse_loss(view.reconstruction, batch.x if self.clean else view.x) for view in batch.views]
+        return sum(errors[1:], start=errors[0]) / len(errors)
