@@ -133,7 +133,7 @@ class ImageTransform:
         self.image_shape = check_image_shape(self.image_shape)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.transform(x.unflatten(1, self.image_shape)).flatten(1)  # type: ignore[arg-type]
+        return self.transform(x.unflatten(1, tuple(self.image_shape))).flatten(1)
 
 
 @dataclass

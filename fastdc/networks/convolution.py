@@ -47,7 +47,7 @@ class ConvAutoencoder(Autoencoder):
         shape = check_image_shape(image_shape)
         widths = [shape[0], *channels]
         kernels = [5] * (len(channels) - 1) + [3]
-        sizes = [shape[1:]]  # of the image before each convolution and after the last
+        sizes: list[tuple[int, ...]] = [shape[1:]]  # of the image before each convolution and after the last
         for _ in channels:
             sizes.append(tuple(-(-side // 2) for side in sizes[-1]))
         flat = channels[-1] * math.prod(sizes[-1])
@@ -57,12 +57,8 @@ class ConvAutoencoder(Autoencoder):
             for i, kernel in enumerate(kernels):
                 down += [nn.Conv2d(widths[i], widths[i + 1], kernel, stride=2, padding=kernel // 2), nn.ReLU()]
             for i in reversed(range(len(channels))):
-                missing = [before - (2 * after - 1) for before, after in zip(sizes[i], sizes[i + 1])]
-                up.append(
-                    nn.ConvTranspose2d(
-                        widths[i + 1], widths[i], kernels[i], 2, kernels[i] // 2, output_padding=tuple(missing)
-                    )
-                )
+                rest = (sizes[i][0] - 2 * sizes[i + 1][0] + 1, sizes[i][1] - 2 * sizes[i + 1][1] + 1)
+                up.append(nn.ConvTranspose2d(widths[i + 1], widths[i], kernels[i], 2, kernels[i] // 2, rest))
                 up += [nn.ReLU()] if i else [nn.Flatten()]
             encoder = nn.Sequential(*down, nn.Flatten(), nn.Linear(flat, n_latent))
         super().__init__(encoder, nn.Sequential(*up))

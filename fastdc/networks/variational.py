@@ -24,6 +24,8 @@ class VariationalAutoencoder(Autoencoder):
         Draws the weights; without it a fresh seed does. The global random state is left alone.
     """
 
+    encoder: nn.Sequential
+
     def __init__(
         self,
         n_features: int,
@@ -35,15 +37,14 @@ class VariationalAutoencoder(Autoencoder):
             generator = torch.Generator()
             generator.seed()
         trunk = nn.Sequential(mlp([n_features, *hidden], generator), nn.ReLU())
-        mean = linear(hidden[-1], n_latent, generator)
-        super().__init__(nn.Sequential(trunk, mean), mlp([n_latent, *hidden[::-1], n_features], generator))
-        self.log_var = linear(hidden[-1], n_latent, generator)
+        means = linear(hidden[-1], n_latent, generator)
+        super().__init__(nn.Sequential(trunk, means), mlp([n_latent, *hidden[::-1], n_features], generator))
+        self.log_vars = linear(hidden[-1], n_latent, generator)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of the embedding of each row, both (n_samples, n_latent)."""
-        trunk, mean = self.encoder
-        seen = trunk(x)
-        return mean(seen), self.log_var(seen)
+        seen = self.encoder[0](x)
+        return self.encoder[1](seen), self.log_vars(seen)
 
     @staticmethod
     def sample(mean: Tensor, log_var: Tensor) -> Tensor:

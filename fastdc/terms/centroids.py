@@ -14,6 +14,7 @@ from fastdc.terms.watch import Watch
 from fastdc.training import Batch, Schedule
 
 TARGETS = ("refresh", "batch")
+FROZEN = {"target": True, "target_x": True, "target_centers": False, "frequency": False}  # whether by row
 
 
 class StudentT(Watch):
@@ -40,7 +41,8 @@ class StudentT(Watch):
         super().__init__(head)
         if target not in TARGETS:
             raise ValueError(f"target must be one of {TARGETS}, got {target!r}")
-        self.target, self.powers = target, {"power": power, "frequency_power": frequency_power}
+        self.target = target
+        self.powers: dict[str, Any] = {"power": power, "frequency_power": frequency_power}
 
     @torch.no_grad()
     def refresh(self, z: Tensor) -> dict[str, Tensor]:
@@ -70,9 +72,8 @@ class StudentT(Watch):
                 return {}
             q = self.head.assign(batch.z.detach()).detach()
             return {"target": target_distribution(q, **self.powers)}
-        by_row = {name: self.memory[name][batch.rows] for name in ("target", "target_x") if name in self.memory}
-        shared = {name: self.memory[name] for name in ("target_centers", "frequency") if name in self.memory}
-        return by_row | shared
+        kept = {name: self.memory[name] for name in FROZEN if name in self.memory}
+        return {name: tensor[batch.rows] if FROZEN[name] else tensor for name, tensor in kept.items()}
 
 
 class KMeansDistance(Watch):

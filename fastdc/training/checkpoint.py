@@ -108,7 +108,8 @@ class Checkpoint:
         trainer.scaler.load_state_dict(description["scaler"])
         trainer.history[:] = description["history"]
         states = [_optimizer_state(number, groups, tensors) for number, groups in enumerate(description["optimizers"])]
-        return Position(*description["position"], states)
+        stage, epoch, step = description["position"]
+        return Position(stage, epoch, step, states)
 
 
 NO_CHECKPOINT = Checkpoint(None)

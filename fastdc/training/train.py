@@ -61,7 +61,7 @@ class Turn:
     decay: Schedule | None = None
 
     def __post_init__(self) -> None:
-        self.objective: Objective = as_objective(self.objective)
+        self.whole = as_objective(self.objective)
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Alternate(Stage):
 
     def terms(self) -> list[nn.Module]:
         watch = [] if self.watch is None else [self.watch]
-        return [*(term for turn in self.turns for term in turn.objective.terms), *watch]
+        return [*(term for turn in self.turns for term in turn.whole.terms), *watch]
 
     def run(self, trainer: Trainer) -> None:
         players = [_Player(turn, trainer) for turn in self.turns]
@@ -152,12 +152,12 @@ class Alternate(Stage):
         trainer.average([means])
         losses = means.tolist()
         named: dict[str, float] = {}
-        for term, loss in zip((term for turn in self.turns for term in turn.objective.terms), losses):
+        for term, loss in zip((term for turn in self.turns for term in turn.whole.terms), losses):
             name = str(term.name)
             while name in named:
                 name += "'"
             named[name] = loss
-        weights = [weight for turn in self.turns for weight in turn.objective.weights]
+        weights = [weight for turn in self.turns for weight in turn.whole.weights]
         total = sum(weight * loss for weight, loss in zip(weights, losses))
         if not math.isfinite(total):
             bad = ", ".join(name for name, loss in named.items() if not math.isfinite(loss)) or "sum of each"
@@ -202,7 +202,7 @@ class _Player:
     """A turn at work: its objective, what learns, and the optimiser that changes it."""
 
     def __init__(self, turn: Turn, trainer: Trainer) -> None:
-        self.turn, self.objective = turn, turn.objective
+        self.turn, self.objective = turn, turn.whole
         self.objective.terms.to(trainer.x.device)
         modules = turn.modules if turn.modules is not None else [trainer.network, self.objective.terms]
         parameters = {p: None for module in modules for p in module.parameters() if p.requires_grad}
