@@ -1,0 +1,148 @@
+"""Every method on data that come with Python packages: ``python -m bench.methods --methods DEC IDEC --data digits``.
+
+Each run (method, data set, seed) is appended to ``bench/results/methods/runs.jsonl`` as it ends: accuracy by the best
+one-to-one map, NMI, ARI, seconds, and how many clusters have members. ``--table`` writes ``bench/METHODS.md`` from the
+rows, the latest of each run counting. Parameters are the classes' defaults but for those of ``RECIPES``, which are
+meant for a CPU; none of them was chosen by labels of the data it is used on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench._environment import ROOT, cpu_stamp
+from bench.quality import Data
+from bench.quality import load as load_images
+from fastdc import GaussianMixture, KMeans, SpectralClustering, methods, metrics
+from fastdc.methods.catalog import list_methods
+
+RESULTS = ROOT / "bench" / "results" / "methods" / "runs.jsonl"
+TABLE = ROOT / "bench" / "METHODS.md"
+BASELINES = {"KMeans": KMeans, "GaussianMixture": GaussianMixture, "SpectralClustering": SpectralClustering}
+IMAGES = {"digits": (1, 8, 8), "mnist5000": (1, 28, 28)}
+DATA = (*IMAGES, "wine", "breast cancer", "moons", "rings")
+RECIPES: dict[str, dict[str, Any]] = {"KMeans": {"n_init": 10}, "GaussianMixture": {"n_init": 5}}
+
+
+def load(name: str) -> Data:
+    """Images with pixels from 0 to 1, other features of mean 0 and variance 1, shapes in the plane as they are."""
+    if name in IMAGES:
+        return load_images(name)
+    from sklearn import datasets
+
+    if name in ("moons", "rings"):
+        make = datasets.make_moons if name == "moons" else datasets.make_circles
+        x, truth = make(1500, noise=0.05, random_state=0, **({} if name == "moons" else {"factor": 0.5}))
+        return Data(name, x.astype(np.float32), truth)
+    x, truth = getattr(datasets, f"load_{name.replace(' ', '_')}")(return_X_y=True)
+    return Data(name, ((x - x.mean(0)) / x.std(0)).astype(np.float32), truth)
+
+
+def make(method: str, data: Data, seed: int) -> Any:
+    """The estimator of a run."""
+    options = dict(RECIPES.get(method, {}))
+    n_clusters = len(np.unique(data.truth))
+    if method in BASELINES:
+        return BASELINES[method](n_clusters, random_state=seed, **options)
+    kind = getattr(methods, method)
+    if data.name in IMAGES and getattr(kind, "wants_images", False):
+        options["image_shape"] = IMAGES[data.name]
+    return kind(n_clusters, random_state=seed, **options)
+
+
+def run(method: str, data: Data, seed: int, threads: int) -> dict[str, Any]:
+    """One fit and its scores."""
+    model = make(method, data, seed)
+    started = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a collapse shows in n_clusters
+        labels = model.fit_predict(data.x)
+    seconds = time.perf_counter() - started
+    scores = metrics.evaluate(data.truth, labels)
+    return {
+        "method": method,
+        "data": data.name,
+        "seed": seed,
+        "acc": scores["clustering_accuracy"],
+        "nmi": scores["normalized_mutual_info"],
+        "ari": scores["adjusted_rand_index"],
+        "n_clusters": scores["n_clusters"],
+        "seconds": seconds,
+        "options": {name: str(value) for name, value in RECIPES.get(method, {}).items()},
+        **cpu_stamp(threads),
+    }
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """A Markdown table for each data set: mean ± standard deviation over the seeds."""
+    latest = {(row["data"], row["method"], row["seed"]): row for row in rows}
+    parts = []
+    for name in DATA:
+        found: dict[str, list[dict[str, Any]]] = {}
+        for (data, method, _), row in latest.items():
+            if data == name:
+                found.setdefault(method, []).append(row)
+        if found:
+            lines = ["| method | ACC | NMI | ARI | clusters | seconds | seeds |", "|---|---:|---:|---:|---:|---:|---:|"]
+            order = sorted(found, key=lambda m: -float(np.mean([row["acc"] for row in found[m]])))
+            parts.append("\n".join([f"## {name}", "", *lines, *(_line(method, found[method]) for method in order)]))
+    dates = sorted(row["date"][:10] for row in latest.values())
+    span = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    head = (
+        "# Methods on small data\n\nMean ± standard deviation over seeds; seconds of one fit with the threads of the "
+        f"rows, pre-training included. Measured {span}. Made by `python -m bench.methods --table` from "
+        "`bench/results/methods/runs.jsonl`."
+    )
+    return "\n\n".join([head, *parts]) + "\n"
+
+
+def _line(method: str, rows: Sequence[dict[str, Any]]) -> str:
+    scores = " | ".join(_spread([row[score] for row in rows], 3) for score in ("acc", "nmi", "ari"))
+    clusters = sorted({row["n_clusters"] for row in rows})
+    found = str(clusters[0]) if len(clusters) == 1 else f"{clusters[0]} to {clusters[-1]}"
+    return f"| {method} | {scores} | {found} | {np.mean([row['seconds'] for row in rows]):.1f} | {len(rows)} |"
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    known = [*BASELINES, *(entry.where for entry in list_methods())]
+    parser = argparse.ArgumentParser("python -m bench.methods", description="Quality of the methods on small data.")
+    add = parser.add_argument
+    add("--methods", nargs="+", choices=known, default=known)
+    add("--data", nargs="+", choices=DATA, default=["digits"])
+    add("--seeds", type=int, nargs="+", default=list(range(5)))
+    add("--threads", type=int, default=torch.get_num_threads())
+    add("--out", type=Path, default=RESULTS)
+    add("--table", action="store_true", help="write bench/METHODS.md from the rows, and run nothing")
+    options = parser.parse_args(arguments)
+    if options.table:
+        rows = [json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()]
+        TABLE.write_text(table(rows), encoding="utf-8")
+        return
+    torch.set_num_threads(options.threads)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in options.data:
+        data = load(name)
+        for method in options.methods:
+            for seed in options.seeds:
+                row = run(method, data, seed, options.threads)
+                with open(options.out, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(f"{name} {method} {seed}: ACC {row['acc']:.3f} NMI {row['nmi']:.3f} {row['seconds']:.1f} s")
+
+
+if __name__ == "__main__":
+    main()
