@@ -12,17 +12,19 @@ from typing import Any
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from fastdc._input import choose_device, give_back, read_count, read_points, read_seed
 from fastdc._runs import digest, some_rows
+from fastdc.data import RowSource
 from fastdc.networks import Centroids, ConvAutoencoder, Head, MLPAutoencoder, as_autoencoder
 from fastdc.persistence import CheckpointError, Saveable, plain
 from fastdc.training import (
     Checkpoint,
     LabelChange,
     Settings,
+    SourceRows,
     Stage,
     Term,
     Train,
@@ -156,8 +158,10 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
-            Computed in the dtype of the network, float32 by default. Bring the features to a common scale.
+        X : array-like or RowSource of shape (n_samples, n_features)
+            Computed in the dtype of the network, float32 by default. Bring the features to a common scale. A row
+            source (``fastdc.data``) is never in memory as a whole, its embedding is; an epoch shuffles runs of rows
+            and then the rows of 64 MB of runs.
         y : ignored
         checkpoint : path, optional
             A folder that keeps the state of the fit: written every 10 seconds at the end of an epoch, and after
@@ -209,12 +213,11 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     def _fit(self, X: Any, folder: Path | None, resume: bool) -> None:
         self._check_parameters()
         network = self._own_network()
-        x = read_points(X, self, reset=True, dtype=_dtype_of(network), device=self.device)
+        x = self._read(X, _dtype_of(network), self.device, reset=True)
         read_count(self.n_clusters, "n_clusters", high=len(x), high_name="n_samples")
         seed = read_seed(self.random_state)
         if network is None:
             network = self.make_network(x.shape[1], torch.Generator().manual_seed(seed))
-        x = x.clone() if x.is_inference() else x
         settings = Settings(
             batch_size=self.batch_size,
             seed=seed,
@@ -226,7 +229,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         )
         with private_randomness(seed, x.device):
             network = network.to(x.device)
-            head = self.make_head(_latent_width(network, x)).to(x)
+            head = self.make_head(_latent_width(network, x)).to(x.device, x.dtype)
             trainer = Trainer(network, x, settings, head)
             stages = list(self.stages(head))  # all at once, so that bad parameters show before training
             try:
@@ -282,8 +285,17 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     def _embed(self, X: Any) -> Tensor:
         check_is_fitted(self)
         device = next(self.head_.parameters()).device
-        x = read_points(X, self, dtype=_dtype_of(self.network_), device=device)
-        return embed(self.network_, x)
+        x = self._read(X, _dtype_of(self.network_), device)
+        return x.embed(self.network_) if isinstance(x, SourceRows) else embed(self.network_, x)
+
+    def _read(self, X: Any, dtype: torch.dtype, device: Any, *, reset: bool = False) -> Tensor | SourceRows:
+        if isinstance(X, RowSource):
+            validate_data(self, X, reset=reset, skip_check_array=True)
+            if self.batch_size is None:
+                raise ValueError("batch_size=None takes all rows at once; read the source into an array, or set it")
+            return SourceRows(X, choose_device(device), dtype)
+        x = read_points(X, self, reset=reset, dtype=dtype, device=device)
+        return x.clone() if x.is_inference() else x
 
     @property
     def _n_features_out(self) -> int:
@@ -296,7 +308,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             return None
         return copy.deepcopy(as_autoencoder(*given))
 
-    def _identity(self, x: Tensor) -> dict[str, Any]:
+    def _identity(self, x: Tensor | SourceRows) -> dict[str, Any]:
         """What a checkpoint must have in common with this fit."""
         parameters = {n: plain(v) for n, v in self.get_params(deep=False).items() if n not in NOT_IDENTITY}
         described = {"shape": list(x.shape), "dtype": str(x.dtype), "digest of rows": digest([x[some_rows(len(x))]])}
@@ -335,7 +347,7 @@ def _means(z: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _latent_width(network: nn.Module, x: Tensor) -> int:
+def _latent_width(network: nn.Module, x: Tensor | SourceRows) -> int:
     z = embed(network, x[:1])
     if z.ndim != 2:
         raise ValueError(

@@ -9,6 +9,7 @@ an epoch and once a refresh. :class:`Alternate` is training by turns, as adversa
 from fastdc.training.batch import Batch, Views, embed
 from fastdc.training.checkpoint import Checkpoint
 from fastdc.training.objective import Objective, Ramp, Schedule, Term, as_objective
+from fastdc.training.rows import SourceRows
 from fastdc.training.train import Alternate, LabelChange, Train, Turn
 from fastdc.training.trainer import Record, Settings, Stage, Trainer, private_randomness
 
@@ -22,6 +23,7 @@ __all__ = [
     "Record",
     "Schedule",
     "Settings",
+    "SourceRows",
     "Stage",
     "Term",
     "Train",

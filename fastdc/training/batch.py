@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +12,10 @@ from torch import Tensor, nn
 EMBED_ROWS = {"cpu": 256}  # rows of a network call outside training; fixed, so that a row's result is, too
 EMBED_ROWS_GPU = 8192
 
-Views = Callable[["Batch", Tensor], Sequence[Tensor]]
+Views = Callable[["Batch", Any], Sequence[Tensor]]
 """``views(batch, data)``: other forms of the rows of a batch, each of the shape of ``batch.x``.
 
-``data`` holds all rows of the data set. What is random draws from torch's global generator, which a fit seeds.
+``data[numbers]`` are rows of the data set. What is random draws from torch's global generator, which a fit seeds.
 """
 
 
@@ -28,14 +29,14 @@ class Batch:
     x : Tensor of shape (n_rows, n_features)
     rows : Tensor of shape (n_rows,), int64
         Their numbers in the data set, to look up what a refresh left for them.
-    data : Tensor of shape (n_samples, n_features), optional
-        The data set; ``x`` if not given.
+    data : Tensor or SourceRows of shape (n_samples, n_features), optional
+        The data set, to take rows by their numbers; ``x`` if not given.
     make_views : callable, optional
         Makes ``views`` when a term first asks for them; without it the only view is the batch itself.
     """
 
     def __init__(
-        self, network: nn.Module, x: Tensor, rows: Tensor, data: Tensor | None = None, make_views: Views | None = None
+        self, network: nn.Module, x: Tensor, rows: Tensor, data: Any = None, make_views: Views | None = None
     ) -> None:
         self.network, self.x, self.rows = network, x, rows
         self.data = x if data is None else data

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from fastdc.distributed import Ranks
 from fastdc.training.batch import EMBED_ROWS, EMBED_ROWS_GPU, Batch, Views, embed
 from fastdc.training.checkpoint import NO_CHECKPOINT, Checkpoint, Position
+from fastdc.training.rows import SourceRows
 
 Record = dict[str, Any]
 AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -79,7 +80,7 @@ class Trainer:
     ----------
     network : nn.Module
         With ``encode``, and ``decode`` where a term asks for it, on the device of ``x``.
-    x : Tensor of shape (n_samples, n_features)
+    x : Tensor or SourceRows of shape (n_samples, n_features)
     settings : Settings
     head : nn.Module or None
         What makes clusters of embeddings.
@@ -88,7 +89,7 @@ class Trainer:
     """
 
     network: nn.Module
-    x: Tensor
+    x: Tensor | SourceRows
     settings: Settings
     head: nn.Module | None = None
     history: list[Record] = field(default_factory=list)
@@ -134,27 +135,46 @@ class Trainer:
 
     def epoch(self, views: Views | None = None) -> Iterator[Batch]:
         """All rows once, in a new random order; of each batch the rows of this process."""
+        if isinstance(self.x, SourceRows):
+            for numbers, x in self.x.windows(self.order):
+                for own, share in self._own_parts(torch.arange(len(x), device=x.device), len(x)):
+                    yield self._batch(x[own], numbers[own], share, views)
+            return
         n = len(self.x)
         if self.steps_per_epoch == 1:
             order = torch.arange(n, device=self.x.device)
         else:
             order = torch.randperm(n, generator=self.order).to(self.x.device)
-        for rows in order.tensor_split(self.steps_per_epoch):
+        for own, share in self._own_parts(order, n):
+            yield self._batch(self.x[own], own, share, views)
+
+    def _own_parts(self, order: Tensor, n: int) -> Iterator[tuple[Tensor, float]]:
+        """(rows of this process, their share) of each batch."""
+        for rows in order.tensor_split(-(-n // (self.settings.batch_size or n))):
             own = rows.tensor_split(self.ranks.size)[self.ranks.rank]
-            batch = Batch(self.network, self.x[own], own, self.x, views)
-            batch.share = len(own) * self.ranks.size / len(rows)
-            yield batch
+            yield own, len(own) * self.ranks.size / len(rows)
+
+    def _batch(self, x: Tensor, rows: Tensor, share: float, views: Views | None) -> Batch:
+        batch = Batch(self.network, x, rows, self.x, views)
+        batch.share = share
+        return batch
 
     def embed(self) -> Tensor:
         """Embedding of the whole data set, without dropout and the like; each process embeds its part."""
+        part = self.x.embed if isinstance(self.x, SourceRows) else self._embed_part
         if self.ranks.size == 1:
-            return embed(self.network, self.x)
+            return part(self.network, 0, len(self.x))
         block = EMBED_ROWS.get(self.x.device.type, EMBED_ROWS_GPU)  # parts of whole blocks have the same bits
         n_blocks = -(-len(self.x) // block)
         start, stop = (n_blocks * rank // self.ranks.size * block for rank in (self.ranks.rank, self.ranks.rank + 1))
-        own = self.x[start:stop]
-        width = embed(self.network, self.x[:1]).shape[1:] if not len(own) else ()
-        return self.ranks.gather(embed(self.network, own) if len(own) else self.x.new_empty(0, *width))
+        stop = min(stop, len(self.x))
+        if start < stop:
+            return self.ranks.gather(part(self.network, start, stop))
+        return self.ranks.gather(self.x.new_empty(0, *embed(self.network, self.x[:1]).shape[1:]))
+
+    def _embed_part(self, network: nn.Module, start: int, stop: int) -> Tensor:
+        assert isinstance(self.x, Tensor), "a source embeds its own parts"
+        return embed(network, self.x[start:stop])
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Make tensors their means over the processes, in place, by one all_reduce."""
