@@ -96,3 +96,23 @@ def interruptible() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def blobs():
+    """Three well separated clusters of 20 points, and their labels."""
+    centers = np.array([[0.0, 0, 0], [20, 0, 0], [0, 20, 0]])
+    true = np.repeat([0, 1, 2], 20)
+    return centers[true] + np.random.default_rng(0).standard_normal((60, 3)), true
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, blobs):
+    """A working folder with the blobs as points.npy, points.npz, points.csv and true.npy."""
+    monkeypatch.chdir(tmp_path)
+    x, true = blobs
+    np.save("points.npy", x)
+    np.savez("points.npz", x=x, y=true)
+    np.savetxt("points.csv", x, delimiter=",", header="a,b,c", comments="")
+    np.save("true.npy", true)
+    return tmp_path

@@ -15,42 +15,7 @@ import zarr
 
 from fastdc import cli
 from fastdc.data import load_points
-
-
-@pytest.fixture
-def blobs():
-    """Three well separated clusters of 20 points, and their labels."""
-    centers = np.array([[0.0, 0, 0], [20, 0, 0], [0, 20, 0]])
-    true = np.repeat([0, 1, 2], 20)
-    return centers[true] + np.random.default_rng(0).standard_normal((60, 3)), true
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch, blobs):
-    """A working folder with the blobs as points.npy, points.npz, points.csv and true.npy."""
-    monkeypatch.chdir(tmp_path)
-    x, true = blobs
-    np.save("points.npy", x)
-    np.savez("points.npz", x=x, y=true)
-    np.savetxt("points.csv", x, delimiter=",", header="a,b,c", comments="")
-    np.save("true.npy", true)
-    return tmp_path
-
-
-def fails(capsys, *arguments: str) -> str:
-    """The one line that a command which must fail prints."""
-    assert cli.main(arguments) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    lines = captured.err.strip().splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("fastdc: ")
-    return lines[0]
-
-
-def same_partition(labels, true):
-    pairs = set(zip(labels.tolist(), true.tolist()))
-    return len(pairs) == len(set(labels.tolist())) == len(set(true.tolist()))
+from tests.cli_cases import fails, same_partition
 
 
 @pytest.mark.parametrize("file", ["points.npy", "points.npz", "points.csv"])
@@ -148,10 +113,10 @@ def test_T23_T24_other_number_types(folder, blobs, dtype):
         (["points.npy", "--k", "2.5"], "--k"),
         (["points.npy"], "--k"),
         (["points.npy", "--k", "61"], "--k 61 asks for more clusters than points.npy has rows (60)"),
-        (["points.npy", "--k", "3", "--method", "dbscan"], "--method must be one of kmeans, dec, idec"),
+        (["points.npy", "--k", "3", "--method", "kmean"], "--method must be one of kmeans, minibatch, spherical"),
         (["points.npy", "--k", "3", "--max-iter", "0"], "--max-iter must be at least 1"),
         (["points.npy", "--k", "3", "--seed", "-1"], "--seed must be at least 0"),
-        (["points.npy", "--k", "3", "--pretrain-epochs", "5"], "--pretrain-epochs is for deep methods"),
+        (["points.npy", "--k", "3", "--pretrain-epochs", "5"], "--pretrain-epochs is for --method dec, idec, got"),
         (["points.npy", "--k", "3", "--out", "no/labels.npy"], "there is no folder no"),
         (["points.npy", "--k", "3", "--out", "points.npy"], "would overwrite the input"),
         (["points.npy", "--k", "3", "--out", "labels.xlsx"], "must end in .npy, .csv or .txt"),

@@ -22,6 +22,7 @@ from fastdc.cluster.sharded_lloyd import lloyd_shards
 from fastdc.cluster.streaming import StreamedRows, has_rows, lloyd_rows
 from fastdc.distributed import Ranks
 from fastdc.kernels.kmeans import center_update, nearest_center
+from fastdc.kernels.kmeans.bounds import ALGORITHMS
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -182,6 +183,8 @@ class KMeans(CenterModel):
         read_count(self.max_iter, "max_iter")
         if not self.tol >= 0:
             raise ValueError(f"tol must be 0 or above, got {self.tol}")
+        if self.algorithm not in ALGORITHMS:
+            raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {self.algorithm!r}")
         rows = self._intake(X, sample_weight, checkpoint is not None)
         x, ranks = rows.x, rows.ranks
         read_count(n_clusters, "n_clusters", high=len(x), high_name="n_samples")
