@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -66,6 +67,17 @@ def read_init(text: str, *, names: bool = True) -> Any:
     from fastdc.data import load_points
 
     return load_points(text)
+
+
+def read_bytes(text: str, option: str) -> int:
+    """A size such as 500M, 2G, 1.5GB or 1000000; units are powers of 1,000, with an i (GiB) of 1,024."""
+    matched = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if matched is None:
+        raise ValueError(f"{option} must be a number of bytes such as 500M or 2G, got {text!r}")
+    number, unit, binary = matched.groups()
+    size = int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+    check_at_least(1, size, option)
+    return size
 
 
 def check_at_least(least: int, value: int, option: str) -> None:

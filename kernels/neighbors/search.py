@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -48,11 +50,43 @@ def load_faiss(on_gpu: bool) -> ModuleType:
 
 def search_cpu(faiss: Any, points: Tensor, rows: Tensor, wanted: int, metric: str, algorithm: str) -> Tensor:
     """Candidates (m, wanted), on as many threads as torch has; torch's memory is read where it lies."""
+    with _threads_of_torch(faiss):
+        index = _make_index(faiss, points, wanted, _code(faiss, metric), algorithm)
+        return torch.from_numpy(index.search(rows.numpy(), wanted)[1])
+
+
+class PointIndex:
+    """What an algorithm of FAISS makes of points on a CPU, once, for queries that come a block at a time.
+
+    Parameters
+    ----------
+    x : Tensor of shape (n_samples, n_features), finite
+    n_neighbors : int
+        The most that will be asked for.
+    metric, algorithm
+        As in :func:`fastdc.kernels.neighbors.knn`; not "exact".
+    """
+
+    def __init__(self, x: Tensor, n_neighbors: int, metric: str, algorithm: str) -> None:
+        self.metric, self.faiss = metric, load_faiss(on_gpu=False)
+        self.points = metric_rows(x, metric, torch.float32).contiguous()
+        with _threads_of_torch(self.faiss):
+            self.index = _make_index(self.faiss, self.points, n_neighbors, _code(self.faiss, metric), algorithm)
+
+    def search(self, queries: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor]:
+        """distances (m, n_neighbors), float32, measured by differences, and indices; -1 where fewer were found."""
+        rows = metric_rows(queries, self.metric, torch.float32).contiguous()
+        with _threads_of_torch(self.faiss):
+            candidates = torch.from_numpy(self.index.search(rows.numpy(), n_neighbors)[1])
+        return best_of(candidates, rows, self.points, False, n_neighbors, self.metric)
+
+
+@contextmanager
+def _threads_of_torch(faiss: Any) -> Iterator[None]:
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())
     try:
-        index = _make_index(faiss, points, wanted, _code(faiss, metric), algorithm)
-        return torch.from_numpy(index.search(rows.numpy(), wanted)[1])
+        yield
     finally:
         faiss.omp_set_num_threads(before)
 

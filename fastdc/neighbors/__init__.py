@@ -11,15 +11,18 @@ from fastdc.kernels.neighbors import (
     mine_neighbors,
     radius_neighbors,
 )
+from fastdc.neighbors.to_disk import SavedNeighbors, save_knn
 
 __all__ = [
     "AlgorithmChoice",
     "MinedNeighbors",
     "Neighbors",
     "RadiusNeighbors",
+    "SavedNeighbors",
     "explain_algorithms",
     "knn",
     "knn_graph",
     "mine_neighbors",
     "radius_neighbors",
+    "save_knn",
 ]

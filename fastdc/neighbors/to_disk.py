@@ -1,0 +1,275 @@
+"""Nearest neighbours of more points than fit in memory: rows from a source, results to a file, a block at a time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fastdc._files import atomic_write
+from fastdc._input import as_tensor, choose_device, read_count, read_seed, require_finite
+from fastdc.data import RowSource, as_row_source, iter_chunks
+from fastdc.kernels.neighbors import choose_algorithm, knn
+from fastdc.kernels.neighbors.op import check_n_neighbors
+from fastdc.kernels.neighbors.points import METRICS, check_metric
+from fastdc.kernels.neighbors.search import PointIndex
+
+QUERY_ROWS = 1 << 15
+COPIES = 3  # of rows that a search holds; as many more where they must be read into buffers
+CHECKED = 1000  # queries whose neighbours are searched exactly too
+
+Found = tuple[Tensor, Tensor]  # distances and indices
+
+
+class SavedNeighbors(NamedTuple):
+    """What :func:`save_knn` wrote, by which algorithm, and what share of the true neighbours it found (a sample)."""
+
+    path: Path
+    n_queries: int
+    n_neighbors: int
+    algorithm: str
+    recall: float
+    seconds: float
+
+
+def save_knn(
+    X: Any,
+    path: str | os.PathLike[str],
+    n_neighbors: int = 15,
+    *,
+    queries: Any = None,
+    metric: str = "euclidean",
+    algorithm: str = "auto",
+    memory: int = 1 << 30,
+    device: torch.device | str | None = None,
+    check_finite: bool = True,
+    random_state: Any = 0,
+    verbose: int = 0,
+) -> SavedNeighbors:
+    """Write the nearest points of each query; without queries, of each point among all others.
+
+    Parameters
+    ----------
+    X : array-like, path or RowSource of shape (n_samples, n_features)
+        What neighbours are sought among.
+    path : path
+        ``.npz``: arrays ``indices`` and ``distances`` of shape (n_queries, n_neighbors), nearest first, as of
+        :func:`fastdc.neighbors.knn`. ``.npy``: the indices alone. It appears whole or not at all.
+    n_neighbors : int
+    queries : array-like, path or RowSource of shape (n_queries, n_features), optional
+    metric : {"euclidean", "cosine", "inner_product"}
+    algorithm : {"auto", "exact", "faiss", "hnsw", "ivf"}
+        As in :func:`fastdc.neighbors.knn`; all but "exact" run on the CPU.
+    memory : int
+        Bytes that rows and results of "exact" may take; rows that are mapped from a file do not count. The others
+        hold an index of all points.
+    device : str or torch.device, optional
+        Of "exact".
+    check_finite : bool
+        Raise where an entry is NaN or infinite, in a pass before the search.
+    random_state : int, numpy RandomState or Generator, optional
+        Of the queries that recall is measured on.
+    verbose : int
+        1 shows progress, rate and time left on standard error.
+
+    Returns
+    -------
+    SavedNeighbors
+        ``recall`` is 1 for "exact", else measured on 1,000 queries: the share of their found neighbours that are as
+        near as the true ones.
+
+    Raises
+    ------
+    ValueError, TypeError, BackendError
+        For bad arguments and bad data, before anything is written.
+
+    Notes
+    -----
+    Indices are int32 where that holds them. "exact" gives the neighbours of ``knn``; of points in different parts of
+    X that are equally far in the precision of the result, the one of lower index comes first. It measures each pair
+    from both sides, which ``knn`` of all points at once does not; the smaller ``memory``, the longer it takes.
+    Disk: the file, and for ``.npz`` the distances once more until it is done.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp()) / "graph.npz"
+    >>> save_knn(np.array([[0.0], [1.0], [3.0]]), path, 1).recall
+    1.0
+    >>> np.load(path)["indices"].tolist(), np.load(path)["distances"].tolist()
+    ([[1], [0], [1]], [[1.0], [1.0], [2.0]])
+    """
+    started = time.perf_counter()
+    target = Path(path)
+    if target.suffix not in (".npz", ".npy"):
+        raise ValueError(f"path must end in .npz (indices and distances) or .npy (indices), got {target}")
+    points = as_row_source(X)
+    asked = points if queries is None else as_row_source(queries)
+    if asked.shape[1] != points.shape[1]:
+        raise ValueError(f"queries have {asked.shape[1]} features, X has {points.shape[1]}; both must have as many")
+    check_metric(metric, METRICS)
+    check_n_neighbors(n_neighbors, len(points), queries is None)
+    memory, seed = read_count(memory, "memory"), read_seed(random_state)
+    algorithm = choose_algorithm(_outline(points), n_neighbors, _outline(asked), algorithm)
+    for source in (points,) if queries is None else (points, asked):
+        if check_finite or algorithm != "exact":
+            _require_finite(source)
+    job = _Job(points, asked, queries is None, n_neighbors, metric, memory, choose_device(device))
+    rows = _drawn(len(asked), seed) if algorithm != "exact" else np.empty(0, np.int64)
+    search = job.exact if algorithm == "exact" else job.approximate(algorithm)
+    near = np.empty((len(rows), n_neighbors))
+    with (
+        _open_results(target, (len(asked), n_neighbors), len(points), job.dtype) as write,
+        tqdm(total=len(asked), desc=f"knn, {algorithm}", unit=" rows", unit_scale=True, disable=not verbose) as bar,
+    ):
+        for start, block in job.blocks():
+            distances, indices = job.others(*search(block), start)
+            write(distances.cpu().numpy(), indices.cpu().numpy())
+            here = (rows >= start) & (rows < start + len(block))
+            near[here] = distances.cpu().numpy()[rows[here] - start]
+            bar.update(len(block))
+        recall = job.recall(rows, near) if len(rows) else 1.0
+    return SavedNeighbors(target, len(asked), n_neighbors, algorithm, recall, time.perf_counter() - started)
+
+
+class _Job:
+    """One call: how rows are cut, and searches of a block of queries."""
+
+    def __init__(
+        self,
+        points: RowSource,
+        asked: RowSource,
+        is_self: bool,
+        n_neighbors: int,
+        metric: str,
+        memory: int,
+        device: torch.device,
+    ) -> None:
+        self.points, self.asked, self.is_self, self.metric, self.device = points, asked, is_self, metric, device
+        self.n_neighbors = n_neighbors
+        self.wanted = min(n_neighbors + is_self, len(points))  # a row finds itself too
+        self.dtype = np.result_type(points.dtype, asked.dtype)
+        result = 5 * self.wanted * (8 + self.dtype.itemsize)  # two lists, both joined and sorted
+        query = self._row_bytes(asked) + result
+        self.query_rows = int(min(QUERY_ROWS, max(64, memory // 4 // query)))
+        left = memory - self.query_rows * query
+        self.part_rows = int(max(self.wanted, 64, left // (self._row_bytes(points) + 9)))
+
+    def _row_bytes(self, source: RowSource) -> int:
+        copies = COPIES * (1 if source.view(0, 1) is not None else 2)
+        return copies * source.shape[1] * self.dtype.itemsize
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """Queries, read between passes over the points: a source is read by one thread at a time."""
+        for start in range(0, len(self.asked), self.query_rows):
+            rows = self.asked.rows(start, min(start + self.query_rows, len(self.asked)))
+            yield start, as_tensor(rows).to(self.device)
+
+    def exact(self, block: Tensor) -> Found:
+        """The ``wanted`` nearest points of each row of a block, from one part of the points after another."""
+        found: Found | None = None
+        with closing(iter_chunks(self.points, self.part_rows, device=self.device)) as parts:  # type: ignore[type-var]
+            for first, part in parts:
+                distances, indices = knn(part, min(self.wanted, len(part)), block, self.metric, "exact")
+                indices = torch.where(indices >= 0, indices + first, -1)
+                found = (distances, indices) if found is None else self._nearer(found, (distances, indices))
+        assert found is not None, "there are points"
+        return found
+
+    def approximate(self, algorithm: str) -> Callable[[Tensor], Found]:
+        index = PointIndex(as_tensor(np.asarray(self.points)), self.wanted, self.metric, algorithm)
+        return lambda block: index.search(block.cpu(), self.wanted)
+
+    def others(self, distances: Tensor, indices: Tensor, start: int) -> Found:
+        """Without the rows themselves, which begin at ``start``; the last goes where a row is not in its list."""
+        if not self.is_self:
+            return distances, indices
+        own = torch.arange(start, start + len(indices), device=indices.device)[:, None]
+        beyond = (indices == own).cumsum(dim=1)[:, : self.n_neighbors] > 0
+        columns = torch.arange(self.n_neighbors, device=indices.device) + beyond.long()
+        return distances.gather(1, columns), indices.gather(1, columns)
+
+    def recall(self, rows: np.ndarray, near: np.ndarray) -> float:
+        """Share of the distances ``near`` of some queries that are no larger than the true ones."""
+        block = as_tensor(self.asked.take(rows)).to(self.device)
+        distances, indices = self.exact(block)
+        if self.is_self:
+            own = torch.from_numpy(rows).to(indices.device)[:, None]
+            distances = torch.where(indices == own, torch.inf * self._sign, distances).sort(dim=1).values
+            distances = distances if self._sign > 0 else distances.flip(1)
+        last = distances[:, self.n_neighbors - 1 : self.n_neighbors].double().cpu().numpy() * self._sign
+        return float((near * self._sign <= last).mean())
+
+    @property
+    def _sign(self) -> int:
+        return -1 if self.metric == "inner_product" else 1
+
+    def _nearer(self, a: Found, b: Found) -> Found:
+        distances, indices = (torch.cat(pair, dim=1) for pair in zip(a, b))
+        order = (distances * self._sign).sort(dim=1, stable=True).indices[:, : self.wanted]
+        return distances.gather(1, order), indices.gather(1, order)
+
+
+@contextmanager
+def _open_results(
+    target: Path, shape: tuple[int, int], n_points: int, dtype: np.dtype
+) -> Iterator[Callable[[np.ndarray, np.ndarray], None]]:
+    """A function that takes the distances and indices of each block in turn."""
+    whole = np.dtype(np.int32 if n_points <= np.iinfo(np.int32).max else np.int64)
+    with atomic_write(target) as file:
+        if target.suffix == ".npy":
+            put = _begin_array(file, shape, whole)
+            yield lambda distances, indices: put(indices)
+            return
+        with (
+            zipfile.ZipFile(file, "w") as archive,
+            tempfile.TemporaryFile(dir=target.resolve().parent) as aside,
+        ):
+            with archive.open("indices.npy", "w", force_zip64=True) as member:
+                put, put_aside = _begin_array(member, shape, whole), _begin_array(aside, shape, dtype)
+
+                def write(distances: np.ndarray, indices: np.ndarray) -> None:
+                    put(indices)
+                    put_aside(distances)
+
+                yield write
+            aside.seek(0)
+            with archive.open("distances.npy", "w", force_zip64=True) as member:
+                shutil.copyfileobj(aside, member, 1 << 24)
+
+
+def _begin_array(file: Any, shape: tuple[int, int], dtype: np.dtype) -> Callable[[np.ndarray], None]:
+    """Write the head of a ``.npy``; a function that adds rows."""
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+    def put(rows: np.ndarray) -> None:
+        file.write(np.ascontiguousarray(rows, dtype).data)
+
+    return put
+
+
+def _outline(source: RowSource) -> Tensor:
+    """A tensor of the shape and dtype of a source, without memory."""
+    return torch.empty(1, dtype=getattr(torch, str(source.dtype))).expand(source.shape)
+
+
+def _drawn(n: int, seed: int) -> np.ndarray:
+    return np.sort(np.random.default_rng(seed).choice(n, min(n, CHECKED), replace=False))
+
+
+def _require_finite(source: RowSource) -> None:
+    with closing(iter_chunks(source, QUERY_ROWS)) as chunks:  # type: ignore[type-var]
+        for start, x in chunks:
+            require_finite(x, first_row=start)
