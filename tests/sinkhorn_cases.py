@@ -23,11 +23,11 @@ def make_scores(n, k, dtype=torch.float32, spread=1.0, seed=0):
     return (x @ prototypes.T * spread).to(dtype)
 
 
-def make_views(n, k, d, dtype=torch.float32, seed=0):
+def make_views(n, k, d, dtype=torch.float32, seed=0, noise=0.4):
     generator = torch.Generator().manual_seed(seed)
     prototypes = torch.nn.functional.normalize(torch.randn(k, d, generator=generator))
     near = prototypes[torch.randint(k, (n,), generator=generator)]
-    views = [near + 0.4 * torch.randn(n, d, generator=generator) for _ in range(2)]
+    views = [near + noise * torch.randn(n, d, generator=generator) for _ in range(2)]
     return tuple(t.to(dtype) for t in (*map(torch.nn.functional.normalize, views), prototypes))
 
 

@@ -60,6 +60,15 @@ def test_matches(shape, options):
     check(lambda seed: make_views(*shape, seed=seed), **options)
 
 
+@pytest.mark.parametrize("shape", [(512, 100, 128), (256, 300, 128)], ids=name_shape)
+@pytest.mark.parametrize("most_rows", [numba_held.MOST_ROWS, 0], ids=["held", "streamed"])
+@pytest.mark.parametrize("noise", [0.02, 0.4])
+def test_predictions_near_one(shape, most_rows, noise, monkeypatch):
+    """Gradients are what a prediction lacks of one: the many small exponentials must not be lost beside the largest."""
+    monkeypatch.setattr(numba_held, "MOST_ROWS", most_rows)
+    check(lambda seed: make_views(*shape, seed=seed, noise=noise), seeds=20)
+
+
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
 def test_matches_in_every_dtype(dtype):
     check(lambda seed: make_views(130, 40, 24, dtype, seed), dtype)

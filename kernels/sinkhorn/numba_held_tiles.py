@@ -1,6 +1,6 @@
 """Compiled passes over tiles (n_prototypes, 64) of scores and of their exponentials, both held; see ``numba_held.py``.
 
-Exponents need no shift. Sums over prototypes are float32 within 256 of them, float64 beyond.
+Exponents need no shift. Sums over prototypes are float32 within 8 of them, float64 beyond.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastdc.kernels._numba import jit
 from fastdc.kernels._simd import gemm
 from fastdc.kernels._vectors import LANES
 from fastdc.kernels.sinkhorn.numba_scaling import LOST, next_scaling
-from fastdc.kernels.sinkhorn.numba_swapped_tiles import CHUNK, add_and_clear, load_tile
+from fastdc.kernels.sinkhorn.numba_swapped_tiles import CHUNK, FEW, add_and_clear, load_tile
 
 TILES_A_SUM = 16  # whose gradients of prototypes are summed in the working dtype
 
@@ -89,9 +89,9 @@ def score_tiles(x, prototypes, scales, chunk, units, scratch, scores, kernel, co
 def _exponentials(scores, scales, kernel, partial, predicted):
     zero = scores.dtype.type(0)
     predicted[:] = 0.0
-    for first in range(0, scores.shape[0], CHUNK):
+    for first in range(0, scores.shape[0], FEW):
         partial[:] = zero
-        for j in range(first, min(first + CHUNK, scores.shape[0])):
+        for j in range(first, min(first + FEW, scores.shape[0])):
             row, out = scores[j], kernel[j]
             for lane in range(LANES):
                 out[lane] = exp2_affine(row[lane], scales[0], zero, zero)
@@ -115,9 +115,9 @@ def _weigh_rows(kernel, weight, sums):
 def _sum_tile(kernel, scaling, partial, totals):
     """totals (64,) float64: sums over prototypes of kernel * scaling."""
     totals[:] = 0.0
-    for first in range(0, kernel.shape[0], CHUNK):
+    for first in range(0, kernel.shape[0], FEW):
         partial[:] = kernel.dtype.type(0)
-        for j in range(first, min(first + CHUNK, kernel.shape[0])):
+        for j in range(first, min(first + FEW, kernel.shape[0])):
             row, factor = kernel[j], scaling[j]
             for lane in range(LANES):
                 partial[lane] = multiply_add(row[lane], factor, partial[lane])

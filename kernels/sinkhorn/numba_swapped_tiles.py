@@ -2,7 +2,7 @@
 
 ``columns_block`` and ``step_block`` serve squared distances too, with a scale below zero.
 
-Exponents are split as in ``numba_tiles.py``. Sums over prototypes are float32 within 256 of them, float64 beyond.
+Exponents are split as in ``numba_tiles.py``. Sums over prototypes are float32 within 8 of them, float64 beyond.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from fastdc.kernels._tile import Centers, load_rows, sq_distance_tile
 from fastdc.kernels._vectors import LANES, Vectors, index, intrinsic
 from fastdc.kernels.sinkhorn.numba_tiles import LEAST_SUM, LOWEST, Potential
 
-CHUNK = 256  # prototypes between two visits to a sum in float64
+CHUNK = 256  # prototypes between two visits to a sum over rows in float64
+FEW = 8  # between two visits to a sum over prototypes: a number near 1 would swallow the small ones, 1 - p in all
 
 
 class Prototypes(NamedTuple):
@@ -186,9 +187,9 @@ def find_shifts(tile, potential, scale, shift):
 def exponentials(tile, potential, scale, softmax, partial):
     """Scores become 2^(exponent - shift); their sums over prototypes."""
     softmax.total[:] = 0.0
-    for first in range(0, tile.shape[0], CHUNK):
+    for first in range(0, tile.shape[0], FEW):
         partial[:] = tile.dtype.type(0)
-        for j in range(first, min(first + CHUNK, tile.shape[0])):
+        for j in range(first, min(first + FEW, tile.shape[0])):
             row, whole, part = tile[j], potential.whole[j], potential.part[j]
             for lane in range(LANES):
                 value = exp2_affine(row[lane], scale, whole - softmax.shift[lane], part)
@@ -212,9 +213,9 @@ def _add_mass(tile, factor, mass):
 def _find_totals(tile, potential, scale, softmax, partial):
     """Sums of 2^(exponent - shift) over prototypes, and what follows from them; the tile stays."""
     softmax.total[:] = 0.0
-    for first in range(0, tile.shape[0], CHUNK):
+    for first in range(0, tile.shape[0], FEW):
         partial[:] = tile.dtype.type(0)
-        for j in range(first, min(first + CHUNK, tile.shape[0])):
+        for j in range(first, min(first + FEW, tile.shape[0])):
             row, whole, part = tile[j], potential.whole[j], potential.part[j]
             for lane in range(LANES):
                 partial[lane] += exp2_affine(row[lane], scale, whole - softmax.shift[lane], part)
@@ -273,9 +274,9 @@ def _swap(scratch, potentials, scales, factor, used):
         weight[lane] = factor if lane < used else 0
     code1, code2, said1, said2 = first.code, second.code, first.prediction, second.prediction
     n_prototypes = first.tile.shape[0]
-    for start in range(0, n_prototypes, CHUNK):
+    for start in range(0, n_prototypes, FEW):
         partial[:] = 0
-        for j in range(start, min(start + CHUNK, n_prototypes)):
+        for j in range(start, min(start + FEW, n_prototypes)):
             row1, row2 = first.tile[j], second.tile[j]
             whole1, whole2 = potentials[0].whole[j], potentials[1].whole[j]
             part1, part2 = potentials[0].part[j], potentials[1].part[j]
