@@ -23,7 +23,7 @@ from bench._environment import ROOT, cpu_stamp
 from bench.quality import Data
 from bench.quality import load as load_images
 from fastdc import GaussianMixture, KMeans, SpectralClustering, methods, metrics
-from fastdc.methods.catalog import list_methods
+from fastdc.catalog import list_methods
 
 RESULTS = ROOT / "bench" / "results" / "methods" / "runs.jsonl"
 TABLE = ROOT / "bench" / "METHODS.md"

@@ -8,6 +8,7 @@ says whether it did: ``gather_numbers``, ``check`` and ``all_sum`` take the erro
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -273,3 +274,4 @@ def torchrun_group() -> Iterator[Any]:
         yield "world"
     finally:
         dist.destroy_process_group()
+        gc.collect()  # a group in a cycle would outlive the interpreter, and its threads abort the process

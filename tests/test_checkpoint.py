@@ -186,7 +186,10 @@ def test_the_command_resumes(points, tmp_path, capsys):
         (["--resume"], "--resume needs --checkpoint"),
         (["--checkpoint", "points.npy"], "--checkpoint points.npy is a file; name a folder"),
         (["--checkpoint", "run", "--resume", "--seed", "5"], "its random_state is 0, here it is 5"),
-        (["--checkpoint", "run", "--method", "dec"], "--checkpoint is for --method kmeans, got --method dec"),
+        (
+            ["--checkpoint", "run", "--method", "gmm"],
+            "--checkpoint is for --method kmeans, the deep methods, got",
+        ),
         (["--deterministic", "--method", "idec"], "--deterministic is for --method kmeans, got --method idec"),
     ):
         assert cli.main(["cluster", "points.npy", *options, *arguments]) == 2

@@ -116,7 +116,10 @@ def test_T23_T24_other_number_types(folder, blobs, dtype):
         (["points.npy", "--k", "3", "--method", "kmean"], "--method must be one of kmeans, minibatch, spherical"),
         (["points.npy", "--k", "3", "--max-iter", "0"], "--max-iter must be at least 1"),
         (["points.npy", "--k", "3", "--seed", "-1"], "--seed must be at least 0"),
-        (["points.npy", "--k", "3", "--pretrain-epochs", "5"], "--pretrain-epochs is for --method dec, idec, got"),
+        (
+            ["points.npy", "--k", "3", "--pretrain-epochs", "5"],
+            "--pretrain-epochs is for --method the deep methods",
+        ),
         (["points.npy", "--k", "3", "--out", "no/labels.npy"], "there is no folder no"),
         (["points.npy", "--k", "3", "--out", "points.npy"], "would overwrite the input"),
         (["points.npy", "--k", "3", "--out", "labels.xlsx"], "must end in .npy, .csv or .txt"),

@@ -8,9 +8,9 @@ from sklearn.cluster import KMeans as SklearnKMeans
 from sklearn.datasets import make_blobs
 
 from fastdc import KMeans, methods
+from fastdc.catalog import STATUS, as_table, catalog
 from fastdc.comparison import compare
 from fastdc.methods import list_methods
-from fastdc.methods.catalog import STATUS, as_table, catalog
 
 
 @pytest.fixture(scope="module")

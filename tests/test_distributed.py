@@ -134,7 +134,7 @@ def test_the_command_under_torchrun_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", make_blobs(50))
     for arguments, message in (
-        (["--method", "dec"], "torchrun is for --method kmeans, got --method dec"),
+        (["--method", "gmm"], "torchrun is for --method kmeans, the deep methods, got --method gmm"),
         (["--out", "labels.csv"], "--out labels.csv must end in .npy, where every process writes its labels"),
     ):
         with socket.create_server(("127.0.0.1", 0)) as server:

@@ -28,7 +28,7 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (_cluster.cluster, _neighbors.knn, _inspect.evaluate, _inspect.demo, _inspect.doctor):
+for _command in (_cluster.cluster, _neighbors.knn, _inspect.evaluate, _inspect.methods, _inspect.demo, _inspect.doctor):
     app.command(_command.__name__.replace("_", "-"))(_command)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fastdc.cli._methods import METHODS, Method, method_of, parameters_of, refuse
+from fastdc.cli._methods import METHODS, Method, method_of, parameters_of, refuse, takers
 from fastdc.cli._options import (
     RUN,
     AsJson,
@@ -31,6 +31,9 @@ METHOD = "Method"
 
 def _option(text: str, *names: str) -> Any:
     return typer.Option(*names, help=text, rich_help_panel=METHOD)
+
+
+DEEP_IN_MEMORY = 4 << 30  # bytes of rows that deep methods read whole; more are shuffled by windows
 
 
 def cluster(
@@ -105,7 +108,7 @@ def cluster(
     given = {option: value for option, value in given.items() if value is not None}
     parameters = parameters_of(method, given, settings or [])
     if centers is not None and chosen.centers is None:
-        refuse(method, "centers", [name for name, line in METHODS.items() if line.centers])
+        refuse(method, "centers", takers(lambda line: line.centers is not None))
     for target, option in ((out, "--out"), (centers, "--centers")):
         check_target(target, option, file)
     fit_options = _fit_options_of(method, checkpoint, resume)
@@ -134,20 +137,22 @@ def _run(
     with torchrun_group() as group:
         started = time.perf_counter()
         if group is not None:
-            if not method.can_resume:
-                raise ValueError(f"torchrun is for --method kmeans, got --method {name}")
+            if not method.takes_group:
+                who = ", ".join(takers(lambda line: line.takes_group))
+                raise ValueError(f"torchrun is for --method {who}, got --method {name}")
             if out.suffix.lower() != ".npy":
                 raise ValueError(f"--out {out} must end in .npy, where every process writes its labels")
             parameters["group"] = group
         estimator = getattr(fastdc, method.estimator)(**parameters)
-        labels = _fit(method, estimator, x if group is None else own_rows(x, group), fit_options)
+        is_shared = group is not None and not method.is_deep  # processes of a deep method see all rows
+        labels = _fit(method, estimator, own_rows(x, group) if is_shared else x, fit_options)
         seconds = time.perf_counter() - started
         ranks = Ranks(group)
-        sizes = _cluster_sizes(labels, parameters.get(method.options.get("k", "")), ranks)
-        if group is None:
-            save_array(out, labels)
-        else:
+        sizes = _cluster_sizes(labels, parameters.get(method.options.get("k", "")), ranks if is_shared else Ranks(None))
+        if is_shared:
             save_rows(out, labels, group)
+        elif ranks.rank == 0:
+            save_array(out, labels)
         if ranks.rank > 0:
             return None
         if centers is not None:
@@ -170,7 +175,9 @@ def _fit(method: Method, estimator: Any, rows: Any, fit_options: dict[str, Any])
     import numpy as np
 
     try:
-        return estimator.fit_predict(np.asarray(rows) if method.whole else rows, **fit_options)
+        fits = rows.shape[0] * rows.shape[1] * rows.dtype.itemsize <= DEEP_IN_MEMORY
+        whole = method.whole or (method.is_deep and fits)
+        return estimator.fit_predict(np.asarray(rows) if whole else rows, **fit_options)
     except KeyboardInterrupt:
         folder = fit_options.get("checkpoint")
         if folder is not None and folder.is_dir() and any(folder.iterdir()):
@@ -185,7 +192,7 @@ def _fit_options_of(name: str, checkpoint: Path | None, resume: bool) -> dict[st
             raise ValueError("--resume needs --checkpoint, the folder of the run to go on with")
         return {}
     if not METHODS[name].can_resume:
-        refuse(name, "checkpoint", [other for other, line in METHODS.items() if line.can_resume])
+        refuse(name, "checkpoint", takers(lambda line: line.can_resume))
     if checkpoint.exists() and not checkpoint.is_dir():
         raise ValueError(f"--checkpoint {checkpoint} is a file; name a folder")
     return {"checkpoint": checkpoint, "resume": resume}

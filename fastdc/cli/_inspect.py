@@ -1,8 +1,9 @@
-"""``fastdc evaluate``, ``fastdc demo`` and ``fastdc doctor``."""
+"""``fastdc evaluate``, ``fastdc methods``, ``fastdc demo`` and ``fastdc doctor``."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,32 @@ def evaluate(
             f"{labels_true} has {len(true)} labels and {labels} has {len(predicted)}; both need one a sample"
         )
     print_report({name: float(value) for name, value in compare(true, predicted).items()}, as_json)
+
+
+def methods(
+    every: Annotated[bool, typer.Option("--all", help="Also those of the literature that are not here.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the deep clustering methods: family, name, paper, data, and what each does."""
+    from fastdc.catalog import list_methods
+
+    entries = list_methods(None) if every else [*list_methods("done"), *list_methods("preset")]
+    if as_json:
+        typer.echo(json.dumps([entry._asdict() for entry in entries], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("method", "class", "paper", "data", "what it does", box=None)
+    family = ""
+    for entry in entries:
+        if entry.family != family:
+            family = entry.family
+            table.add_section()
+            table.add_row(f"[bold]{family}[/bold]")
+        here = entry.where or entry.status
+        table.add_row(entry.name, here, entry.paper, entry.data, f"{entry.line}; {entry.note}".removesuffix("; "))
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 def demo(

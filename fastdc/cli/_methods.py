@@ -6,9 +6,10 @@ A new method is a line of :data:`METHODS`. Options that the table does not give 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from fastdc.catalog import list_methods
 from fastdc.cli._options import check_at_least, read_init
 
 COMMON = {"k": "n_clusters", "seed": "random_state", "device": "device"}
@@ -35,11 +36,14 @@ class Method(NamedTuple):
     needed: tuple[str, ...] = ("k",)
     whole: bool = False
     can_resume: bool = False
+    takes_group: bool = False
     is_deep: bool = False
 
 
 METHODS = {
-    "kmeans": Method("KMeans", CENTERS | {"tol": "tol", "deterministic": "deterministic"}, can_resume=True),
+    "kmeans": Method(
+        "KMeans", CENTERS | {"tol": "tol", "deterministic": "deterministic"}, can_resume=True, takes_group=True
+    ),
     "minibatch": Method("MiniBatchKMeans", CENTERS | {"batch_size": "batch_size"}, whole=True),
     "spherical": Method("SphericalKMeans", CENTERS | {"tol": "tol"}, whole=True),
     "balanced": Method("BalancedKMeans", CENTERS | {"tol": "tol", "capacity": "capacity"}),
@@ -63,9 +67,9 @@ METHODS = {
     ),
     "density-peaks": Method("DensityPeaks", COMMON | {"neighbors": "n_neighbors", "metric": "metric"}, centers=None),
     "subspace": Method("SubspaceClustering", COMMON | {"n_init": "n_init", "tol": "tol"}, centers=None),
-    "dec": Method("DEC", DEEP, is_deep=True),
-    "idec": Method("IDEC", DEEP, is_deep=True),
 }
+for _entry in list_methods():
+    METHODS[_entry.where.lower()] = Method(_entry.where, DEEP, can_resume=True, takes_group=True, is_deep=True)
 LEAST = {"k": 1, "seed": 0, "n_init": 1, "max_iter": 1, "batch_size": 1, "capacity": 1, "min_samples": 1}
 LEAST |= {"neighbors": 1, "pretrain_epochs": 0}
 
@@ -89,12 +93,14 @@ def parameters_of(name: str, given: Mapping[str, Any], settings: list[str]) -> d
     parameters: dict[str, Any] = {}
     for option, value in given.items():
         if option not in method.options:
-            refuse(name, option, [other for other, line in METHODS.items() if option in line.options])
+            refuse(name, option, takers(lambda line, option=option: option in line.options))
         if option in LEAST:
             check_at_least(LEAST[option], value, flag(option))
         if option == "init":
             value = read_init(value, names=method.options[option] == "init")
         parameters[method.options[option]] = value
+    if method.is_deep:
+        _check_taken(name, parameters, method)
     missing = [flag(option) for option in method.needed if option not in given]
     if missing:
         raise ValueError(f"--method {name} needs {' and '.join(missing)}")
@@ -106,8 +112,24 @@ def parameters_of(name: str, given: Mapping[str, Any], settings: list[str]) -> d
     return parameters
 
 
-def refuse(name: str, option: str, takers: list[str]) -> None:
-    raise ValueError(f"{flag(option)} is for --method {', '.join(takers)}, got --method {name}")
+def _check_taken(name: str, parameters: Mapping[str, Any], method: Method) -> None:
+    """Not every deep method has all parameters of the others."""
+    import fastdc
+
+    known = getattr(fastdc, method.estimator)._get_param_names()
+    for option, parameter in method.options.items():
+        if parameter in parameters and parameter not in known:
+            raise ValueError(f"{flag(option)} is not for --method {name}: {method.estimator} has no {parameter}")
+
+
+def refuse(name: str, option: str, who: list[str]) -> None:
+    raise ValueError(f"{flag(option)} is for --method {', '.join(who)}, got --method {name}")
+
+
+def takers(takes: Callable[..., bool]) -> list[str]:
+    """Names of the methods that take something; the deep ones in three words."""
+    named = [name for name, line in METHODS.items() if takes(line) and not line.is_deep]
+    return [*named, *(["the deep methods"] if any(takes(line) and line.is_deep for line in METHODS.values()) else [])]
 
 
 def flag(option: str) -> str:

@@ -1,8 +1,8 @@
 """Deep clustering methods, one file a family, one short class a method."""
 
+from fastdc.catalog import list_methods
 from fastdc.methods._deep import DeepClusterer
 from fastdc.methods._pretrained import PretrainedClusterer
-from fastdc.methods.catalog import list_methods
 from fastdc.methods.self_training import DEC, IDEC
 
 __all__ = ["DEC", "IDEC", "DeepClusterer", "PretrainedClusterer", "list_methods"]

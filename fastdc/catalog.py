@@ -40,7 +40,7 @@ class Entry(NamedTuple):
 @cache
 def catalog() -> tuple[Entry, ...]:
     """All methods, family by family."""
-    text = files("fastdc.methods").joinpath("catalog.csv").read_text(encoding="utf-8")
+    text = files("fastdc").joinpath("catalog.csv").read_text(encoding="utf-8")
     return tuple(Entry(**row) for row in csv.DictReader(text.splitlines()))
 
 
