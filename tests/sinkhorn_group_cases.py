@@ -1,5 +1,6 @@
 """What two processes compute for ``test_sinkhorn_group.py``, each from its own rows; started by spawn."""
 
+import gc
 import math
 
 import torch
@@ -76,3 +77,5 @@ def work(rank, folder):
     queue = torch.load(f"{folder}/queue.pt")[rank]
     torch.save((run(own, group), run_losses(own, group, queue), run_ddp(own)), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+    del group
+    gc.collect()  # a group that outlives the interpreter aborts the process
