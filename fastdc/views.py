@@ -23,6 +23,7 @@ Transform = Callable[[Tensor], Tensor]
 
 __all__ = [
     "Augmented",
+    "Chain",
     "CleanAndAugmented",
     "FeatureDropout",
     "GaussianNoise",
@@ -91,6 +92,30 @@ class NeighborViews:
         drawn = torch.randint(choices.shape[1], (len(choices), 1), device=choices.device)
         views = [batch.x, data[choices.gather(1, drawn)[:, 0]]]
         return views if self.transform is None else [self.transform(view) for view in views]
+
+
+@dataclass
+class Chain:
+    """One transform after another.
+
+    Parameters
+    ----------
+    transforms : sequence of callables
+        The first is applied first.
+
+    Examples
+    --------
+    >>> import torch
+    >>> Chain([torch.exp, torch.neg])(torch.zeros(1, 2))
+    tensor([[-1., -1.]])
+    """
+
+    transforms: Sequence[Transform]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        for transform in self.transforms:
+            x = transform(x)
+        return x
 
 
 @dataclass

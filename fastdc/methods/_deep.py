@@ -6,6 +6,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -284,7 +285,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     @torch.no_grad()
     def _embed(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        device = next(self.head_.parameters()).device
+        device = next(chain(self.head_.parameters(), self.network_.parameters())).device
         x = self._read(X, _dtype_of(self.network_), device)
         return x.embed(self.network_) if isinstance(x, SourceRows) else embed(self.network_, x)
 

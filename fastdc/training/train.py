@@ -43,8 +43,8 @@ class Turn:
     ----------
     objective : Term or Objective
     learning_rate : float
-    modules : sequence of nn.Module, optional
-        What learns; None is the network and the modules of the objective.
+    modules : sequence of nn.Module or callable, optional
+        What learns, or a function of the network that says it; None is the network and the modules of the objective.
     every : int
         It plays in one step out of so many.
     optimizer : callable
@@ -55,7 +55,7 @@ class Turn:
 
     objective: Term | Objective
     learning_rate: float
-    modules: Sequence[nn.Module] | None = None
+    modules: Sequence[nn.Module] | Callable[[nn.Module], Sequence[nn.Module]] | None = None
     every: int = 1
     optimizer: Callable[..., torch.optim.Optimizer] = ADAM
     decay: Schedule | None = None
@@ -204,7 +204,9 @@ class _Player:
     def __init__(self, turn: Turn, trainer: Trainer) -> None:
         self.turn, self.objective = turn, turn.whole
         self.objective.terms.to(trainer.x.device)
-        modules = turn.modules if turn.modules is not None else [trainer.network, self.objective.terms]
+        modules = turn.modules(trainer.network) if callable(turn.modules) else turn.modules
+        if modules is None:
+            modules = [trainer.network, self.objective.terms]
         parameters = {p: None for module in modules for p in module.parameters() if p.requires_grad}
         self.trained = list(parameters)
         self.optimizer = turn.optimizer(self.trained, lr=turn.learning_rate)
