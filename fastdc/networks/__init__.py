@@ -1,20 +1,27 @@
 """Encoders, decoders and heads: plain ``nn.Module``s. A user's own take their place anywhere."""
 
 from fastdc.networks.autoencoder import Autoencoder, MLPAutoencoder, as_autoencoder, mlp
+from fastdc.networks.backbone import BatchNorm, MLPBackbone, frozen_statistics, projection
 from fastdc.networks.convolution import ConvAutoencoder
 from fastdc.networks.heads import Centroids, Head, Mixture, Prototypes, SoftmaxHead
+from fastdc.networks.resnet import ResNet
 from fastdc.networks.variational import VariationalAutoencoder
 
 __all__ = [
     "Autoencoder",
+    "BatchNorm",
     "Centroids",
     "ConvAutoencoder",
     "Head",
     "MLPAutoencoder",
+    "MLPBackbone",
     "Mixture",
     "Prototypes",
+    "ResNet",
     "SoftmaxHead",
     "VariationalAutoencoder",
     "as_autoencoder",
+    "frozen_statistics",
     "mlp",
+    "projection",
 ]

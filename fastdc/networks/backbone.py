@@ -1,0 +1,73 @@
+"""Encoders without a decoder: fully connected ones for vectors, residual convolutional ones for images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from fastdc.networks._random import drawn_from
+from fastdc.networks.autoencoder import Autoencoder
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` that takes a batch of one row, too: it has no spread, so the running one serves."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and len(x) == 1:
+            return nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias)
+        return super().forward(x)
+
+
+class MLPBackbone(Autoencoder):
+    """Linear layers, each with batch normalisation and ReLU, the embedding included.
+
+    Parameters
+    ----------
+    n_features, n_latent : int
+    hidden : sequence of int
+        Widths of the layers between them.
+    generator : torch.Generator, optional
+        Draws the weights; without it a fresh seed does. The global random state is left alone.
+
+    Examples
+    --------
+    >>> import torch
+    >>> MLPBackbone(64, 128).encode(torch.zeros(5, 64)).shape
+    torch.Size([5, 128])
+    """
+
+    def __init__(
+        self,
+        n_features: int,
+        n_latent: int = 128,
+        hidden: Sequence[int] = (512,),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        layers: list[nn.Module] = []
+        with drawn_from(generator):
+            for n_in, n_out in pairwise([n_features, *hidden, n_latent]):
+                layers += [nn.Linear(n_in, n_out), BatchNorm(n_out), nn.ReLU()]
+        super().__init__(nn.Sequential(*layers))
+
+
+def projection(n_latent: int, width: int, hidden: int | None = None) -> nn.Sequential:
+    """What contrast is computed behind: linear, ReLU, linear; the layer between is ``n_latent`` wide by default."""
+    between = n_latent if hidden is None else hidden
+    return nn.Sequential(nn.Linear(n_latent, between), nn.ReLU(), nn.Linear(between, width))
+
+
+@contextmanager
+def frozen_statistics(network: nn.Module) -> Iterator[None]:
+    """Within the block batch normalisation learns nothing from what passes; it normalises as before."""
+    norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = not norm.training
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
