@@ -15,6 +15,8 @@ _HOME = {  # public name -> the module that defines it
     "EdgeList": "fastdc.kernels.graph",
     "GaussianMixture": "fastdc.cluster",
     "IDEC": "fastdc.methods",
+    "IIC": "fastdc.methods",
+    "IMSAT": "fastdc.methods",
     "KMeans": "fastdc.cluster",
     "MiniBatchKMeans": "fastdc.cluster",
     "SpectralClustering": "fastdc.cluster",
@@ -91,6 +93,8 @@ __all__ = [
     "DBSCAN",
     "DEC",
     "IDEC",
+    "IIC",
+    "IMSAT",
     "Adjacency",
     "BackendError",
     "BalancedKMeans",
@@ -262,7 +266,7 @@ if TYPE_CHECKING:
         student_t_statistics,
         target_distribution,
     )
-    from fastdc.methods import DEC, IDEC
+    from fastdc.methods import DEC, IDEC, IIC, IMSAT
     from fastdc.metrics import (
         adjusted_mutual_info,
         adjusted_rand_index,

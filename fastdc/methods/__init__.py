@@ -3,6 +3,7 @@
 from fastdc.catalog import list_methods
 from fastdc.methods._deep import DeepClusterer
 from fastdc.methods._pretrained import PretrainedClusterer
+from fastdc.methods.information import IIC, IMSAT
 from fastdc.methods.self_training import DEC, IDEC
 
-__all__ = ["DEC", "IDEC", "DeepClusterer", "PretrainedClusterer", "list_methods"]
+__all__ = ["DEC", "IDEC", "IIC", "IMSAT", "DeepClusterer", "PretrainedClusterer", "list_methods"]

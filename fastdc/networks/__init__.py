@@ -4,6 +4,7 @@ from fastdc.networks.autoencoder import Autoencoder, MLPAutoencoder, as_autoenco
 from fastdc.networks.backbone import BatchNorm, MLPBackbone, frozen_statistics, projection
 from fastdc.networks.convolution import ConvAutoencoder
 from fastdc.networks.heads import Centroids, Head, Mixture, Prototypes, SoftmaxHead
+from fastdc.networks.multi_head import MultiHead
 from fastdc.networks.resnet import ResNet
 from fastdc.networks.variational import VariationalAutoencoder
 
@@ -16,6 +17,7 @@ __all__ = [
     "MLPAutoencoder",
     "MLPBackbone",
     "Mixture",
+    "MultiHead",
     "Prototypes",
     "ResNet",
     "SoftmaxHead",

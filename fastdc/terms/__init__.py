@@ -5,7 +5,16 @@ A term is added to others and weighed: ``Reconstruction() + 0.1 * StudentT(head)
 """
 
 from fastdc.terms.centroids import KMeansDistance, StudentT
+from fastdc.terms.information import Information, MutualInformation, SelfAugmentation
 from fastdc.terms.reconstruction import Reconstruction
 from fastdc.terms.watch import Watch
 
-__all__ = ["KMeansDistance", "Reconstruction", "StudentT", "Watch"]
+__all__ = [
+    "Information",
+    "KMeansDistance",
+    "MutualInformation",
+    "Reconstruction",
+    "SelfAugmentation",
+    "StudentT",
+    "Watch",
+]
