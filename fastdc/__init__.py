@@ -19,7 +19,9 @@ _HOME = {  # public name -> the module that defines it
     "IMSAT": "fastdc.methods",
     "KMeans": "fastdc.cluster",
     "MiniBatchKMeans": "fastdc.cluster",
+    "N2D": "fastdc.methods",
     "SpectralClustering": "fastdc.cluster",
+    "SpectralNet": "fastdc.methods",
     "SphericalKMeans": "fastdc.cluster",
     "SubspaceClustering": "fastdc.cluster",
     "adjusted_mutual_info": "fastdc.metrics",
@@ -95,6 +97,7 @@ __all__ = [
     "IDEC",
     "IIC",
     "IMSAT",
+    "N2D",
     "Adjacency",
     "BackendError",
     "BalancedKMeans",
@@ -104,6 +107,7 @@ __all__ = [
     "KMeans",
     "MiniBatchKMeans",
     "SpectralClustering",
+    "SpectralNet",
     "SphericalKMeans",
     "SubspaceClustering",
     "__version__",
@@ -266,7 +270,7 @@ if TYPE_CHECKING:
         student_t_statistics,
         target_distribution,
     )
-    from fastdc.methods import DEC, IDEC, IIC, IMSAT
+    from fastdc.methods import DEC, IDEC, IIC, IMSAT, N2D, SpectralNet
     from fastdc.metrics import (
         adjusted_mutual_info,
         adjusted_rand_index,

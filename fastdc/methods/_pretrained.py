@@ -61,4 +61,4 @@ class Initialise(Stage):
 
     def run(self, trainer: Trainer) -> None:
         kmeans = KMeans(len(self.head.centers), n_init=self.n_init, random_state=trainer.settings.seed)
-        self.head.place(kmeans.fit(trainer.embed()).cluster_centers_)
+        self.head.place(kmeans.fit(self.head(trainer.embed()).detach()).cluster_centers_)

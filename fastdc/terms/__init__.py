@@ -5,6 +5,7 @@ A term is added to others and weighed: ``Reconstruction() + 0.1 * StudentT(head)
 """
 
 from fastdc.terms.centroids import KMeansDistance, StudentT
+from fastdc.terms.graph import SiameseContrast, SpectralRelaxation
 from fastdc.terms.information import Information, MutualInformation, SelfAugmentation
 from fastdc.terms.reconstruction import Reconstruction
 from fastdc.terms.watch import Watch
@@ -15,6 +16,8 @@ __all__ = [
     "MutualInformation",
     "Reconstruction",
     "SelfAugmentation",
+    "SiameseContrast",
+    "SpectralRelaxation",
     "StudentT",
     "Watch",
 ]
