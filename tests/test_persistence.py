@@ -105,7 +105,7 @@ def test_what_json_cannot_hold_leaves_the_old_file(checkpoint):
     assert_holds(checkpoint, TENSORS)
 
 
-@pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
+@pytest.mark.parametrize("step", ["fsync", "replace"])
 def test_a_failing_step_leaves_the_old_file_and_no_rubbish(checkpoint, monkeypatch, step):
     def fail(*arguments):
         raise OSError(28, "No space left on device")
@@ -119,7 +119,7 @@ def test_a_failing_step_leaves_the_old_file_and_no_rubbish(checkpoint, monkeypat
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork to kill a process half-way")
-@pytest.mark.parametrize("step", ["open", "fdopen", "fsync", "chmod", "replace", "close"])
+@pytest.mark.parametrize("step", ["open", "fsync", "replace", "close"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_T50_killed_half_way_leaves_the_old_file_or_the_new(checkpoint, step, when):
     new = {"other": torch.ones(1)}
