@@ -32,7 +32,7 @@ class LabelChange:
             raise ValueError(f"tol must be a share of the labels, 0 or above, or None, got {self.tol}")
 
     def __call__(self, measured: Record) -> bool:
-        return measured["label_change"] <= self.tol
+        return measured.get("label_change", math.inf) <= self.tol
 
 
 @dataclass(kw_only=True)
