@@ -1,9 +1,9 @@
-"""What clustering costs over training: ``python -m bench.overhead``.
+"""What clustering costs over training: ``python -m bench.overhead --methods DEC IDEC CC``.
 
-The whole of ``fit`` (input check, pre-training, k-means, refinement with refreshes, final labels) against a
-bare loop of the same network, optimiser and batch size over the same number of steps, with no clustering at
-all: in place of the refinement of DEC it trains the encoder to small embeddings, in place of IDEC's the
-autoencoder. Both sides are run in turn; a row holds the medians and the median ratio of a turn.
+The whole of ``fit`` (input check, pre-training, initialisation, training with refreshes, final labels) against a bare
+loop of the same networks, optimiser, views and batch size over the same number of steps, with no clustering at all: it
+makes the embeddings of all views small, and reconstructs where the method does. Both sides are run in turn; a row holds
+the medians and the median ratio of a turn.
 """
 
 from __future__ import annotations
@@ -14,38 +14,61 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from sklearn.base import clone
+from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from bench._environment import ROOT, cpu_stamp
-from bench.quality import METHODS, load
-from fastdc.networks import MLPAutoencoder
+from bench.quality import load
+from fastdc import methods
+from fastdc.catalog import list_methods
+from fastdc.training import Alternate, Batch, Turn, private_randomness
 
 SEED = 0
 
 
-def bare_loop(x: Tensor, method: str, pretrain_epochs: int, epochs: int, batch_size: int) -> None:
-    """Pre-training and as many steps again, as plain torch."""
-    generator = torch.Generator().manual_seed(SEED)
-    network = MLPAutoencoder(x.shape[1], generator=generator)
+def bare_loop(x: Tensor, model: Any) -> None:
+    """The training stages of a method as plain torch."""
+    with private_randomness(SEED, x.device):
+        generator = torch.Generator().manual_seed(SEED)
+        model.n_features_in_ = x.shape[1]
+        network = model.make_network(x.shape[1], generator)
+        head = model.make_head(network.encode(x[:2]).shape[1])
+        for stage in model.stages(head):
+            if isinstance(stage, Alternate):
+                for turn in stage.turns:
+                    _bare_stage(x, network, stage, turn, model.batch_size or len(x), generator)
 
-    def reconstruction(batch: Tensor) -> Tensor:
-        return mse_loss(network(batch), batch)
 
-    def small_embedding(batch: Tensor) -> Tensor:
-        return network.encode(batch).square().mean()
-
-    refined = small_embedding if method == "dec" else reconstruction
-    for loss_of, n_epochs in ((reconstruction, pretrain_epochs), (refined, epochs)):
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, fused=True)
-        for _ in range(n_epochs):
-            order = torch.randperm(len(x), generator=generator)
-            for rows in order.tensor_split(-(-len(x) // batch_size)):
+def _bare_stage(
+    x: Tensor, network: nn.Module, stage: Alternate, turn: Turn, batch_size: int, generator: torch.Generator
+) -> None:
+    reconstructs = any(term.name == "reconstruction" for term in turn.whole.terms)
+    parameters = [*network.parameters(), *turn.whole.terms.parameters()]
+    optimizer = torch.optim.Adam({p: None for p in parameters if p.requires_grad}, lr=1e-4, fused=True)
+    network.train()
+    for _ in range(stage.epochs):
+        order = torch.randperm(len(x), generator=generator)
+        for step, rows in enumerate(order.tensor_split(-(-len(x) // batch_size))):
+            if step % turn.every == 0:
                 optimizer.zero_grad()
-                loss_of(x[rows]).backward()
+                batch = x[rows]
+                views = [batch] if stage.views is None else stage.views(Batch(network, batch, rows, x), x)
+                _small(network, views, reconstructs).backward()
                 optimizer.step()
+
+
+def _small(network: Any, views: Sequence[Tensor], reconstructs: bool) -> Tensor:
+    """A loss of next to nothing beside the networks."""
+    losses = []
+    for view in views:
+        z = network.encode(view)
+        losses.append(z.square().mean() + (mse_loss(network.decode(z), view) if reconstructs else 0.0))
+    return torch.stack(losses).mean()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,19 +79,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     x = torch.from_numpy(data.x)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for method in options.methods:
-        model = METHODS[method](
-            10,
-            pretrain_epochs=options.pretrain_epochs,
-            epochs=options.epochs,
-            batch_size=options.batch_size,
-            tol=None,
-            random_state=SEED,
-        )
+        kind = getattr(methods, method)
+        given = {"epochs": options.epochs, "batch_size": options.batch_size, "tol": None, "random_state": SEED}
+        if "pretrain_epochs" in kind._get_param_names():
+            given["pretrain_epochs"] = options.pretrain_epochs
+        model = kind(len(np.unique(data.truth)), **given)
         sides: dict[str, Callable[[], object]] = {
             "fit": lambda model=model: model.fit(x),  # type: ignore[misc]
-            "bare": lambda method=method: bare_loop(  # type: ignore[misc]
-                x, method, options.pretrain_epochs, options.epochs, options.batch_size
-            ),
+            "bare": lambda model=model: bare_loop(x, clone(model)),  # type: ignore[misc]
         }
         seconds = _interleaved(sides, options.repeats)
         row = {
@@ -107,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m bench.overhead", description="fit against a bare loop.")
     add = parser.add_argument
     add("--data", choices=("digits", "mnist5000"), default="digits")
-    add("--methods", nargs="+", choices=tuple(METHODS), default=list(METHODS))
+    add("--methods", nargs="+", choices=[entry.where for entry in list_methods()], default=["DEC", "IDEC"])
     add("--pretrain-epochs", type=int, default=50)
     add("--epochs", type=int, default=50)
     add("--batch-size", type=int, default=256)
