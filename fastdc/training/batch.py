@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastdc.distributed import Ranks
+
 EMBED_ROWS = {"cpu": 256}  # rows of a network call outside training; fixed, so that a row's result is, too
 EMBED_ROWS_GPU = 8192
 
@@ -33,6 +35,11 @@ class Batch:
         The data set, to take rows by their numbers; ``x`` if not given.
     make_views : callable, optional
         Makes ``views`` when a term first asks for them; without it the only view is the batch itself.
+
+    Attributes
+    ----------
+    ranks : Ranks
+        The processes that share the step, each with rows of its own.
     """
 
     def __init__(
@@ -42,6 +49,7 @@ class Batch:
         self.data = x if data is None else data
         self._make_views = make_views
         self._outputs: dict[nn.Module, Tensor] = {}
+        self.ranks = Ranks()
         self.share = 1.0  # factor of a mean over these rows whose mean over processes is that over all their rows
 
     @cached_property
@@ -81,7 +89,7 @@ class Batch:
 
     def _of(self, x: Tensor, rows: Tensor) -> Batch:
         batch = Batch(self.network, x, rows, self.data, self._make_views)
-        batch.share = self.share
+        batch.ranks, batch.share = self.ranks, self.share
         return batch
 
 

@@ -156,7 +156,7 @@ class Trainer:
 
     def _batch(self, x: Tensor, rows: Tensor, share: float, views: Views | None) -> Batch:
         batch = Batch(self.network, x, rows, self.x, views)
-        batch.share = share
+        batch.ranks, batch.share = self.ranks, share
         return batch
 
     def embed(self) -> Tensor:
