@@ -8,6 +8,7 @@ raises :class:`CheckpointError`. Nothing in a file is ever executed.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
 from safetensors.torch import save as pack_tensors
+from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor, nn
 
@@ -83,22 +85,16 @@ class Saveable:
     """``save`` and ``load`` for an estimator: its parameters and every fitted attribute (``name_``).
 
     Numbers, text, lists and dicts go into the JSON part, arrays and tensors into the tensor part, weights of
-    modules as their ``state_dict``. A module that the user passed as a parameter is not saved, only its
-    weights: pass the like of it to ``load``. Callbacks and random generators are not saved: after ``load``
-    they are None.
+    modules as their ``state_dict``, estimators of fastdc as what is said here. A module that the user passed as a
+    parameter is not saved, only its weights: pass the like of it to ``load``. Callbacks, random generators and
+    estimators of other libraries are not saved: as parameters they are None after ``load``.
     """
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the fitted estimator to ``path``, atomically: a crash leaves the old file or the new one."""
         check_is_fitted(self)
         tensors: dict[str, Tensor] = {}
-        parameters = {name: plain(value) for name, value in self.get_params(deep=False).items()}  # type: ignore[attr-defined]
-        fitted = {
-            name: _take_apart(name, value, tensors)
-            for name, value in vars(self).items()
-            if name.endswith("_") and not name.startswith("_")
-        }
-        write_checkpoint(path, tensors, {"class": type(self).__name__, "parameters": parameters, "fitted": fitted})
+        write_checkpoint(path, tensors, _describe(self, "", tensors))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], **parameters: Any) -> Any:
@@ -126,16 +122,20 @@ class Saveable:
             named = ", ".join(f"{name}=<{saved[name]['module']}>" for name in needed)
             raise CheckpointError(f"{path} was made with {named}; pass the like of it to load")
         estimator = cls(**({name: _revive(value) for name, value in saved.items()} | parameters))
-        weights: dict[str, dict[str, Tensor]] = {}
-        for name, value in description["fitted"].items():
-            if isinstance(value, dict) and "module" in value:
-                prefix = name + "."
-                inside = [key for key in tensors if key.startswith(prefix)]
-                weights[name] = {key.removeprefix(prefix): tensors[key] for key in inside}
-            else:
-                setattr(estimator, name, _put_together(name, value, tensors))
-        estimator._restore_modules(weights)
+        estimator._restore(description["fitted"], "", tensors)
         return estimator
+
+    def _restore(self, fitted: dict[str, Any], prefix: str, tensors: dict[str, Tensor]) -> None:
+        """Set the fitted attributes; ``prefix`` is how the names of their tensors begin."""
+        weights: dict[str, dict[str, Tensor]] = {}
+        for name, value in fitted.items():
+            if isinstance(value, dict) and "module" in value:
+                start = f"{prefix}{name}."
+                inside = [key for key in tensors if key.startswith(start)]
+                weights[name] = {key.removeprefix(start): tensors[key] for key in inside}
+            else:
+                setattr(self, name, _put_together(prefix + name, value, tensors))
+        self._restore_modules(weights)
 
     def _restore_modules(self, weights: dict[str, dict[str, Tensor]]) -> None:
         """Build the modules among the fitted attributes and load their weights."""
@@ -147,6 +147,9 @@ def plain(value: Any) -> Any:
     """A parameter as JSON holds it."""
     if isinstance(value, nn.Module):
         return {"module": type(value).__name__}
+    if isinstance(value, BaseEstimator):
+        parameters = {name: plain(item) for name, item in value.get_params(deep=False).items()}
+        return {"estimator": type(value).__name__, "home": type(value).__module__, "parameters": parameters}
     if isinstance(value, (np.integer, np.floating, np.bool_)):
         return value.item()
     if isinstance(value, tuple):
@@ -166,10 +169,31 @@ def plain(value: Any) -> Any:
 def _revive(value: Any) -> Any:
     if isinstance(value, dict) and "tuple" in value:
         return tuple(_revive(item) for item in value["tuple"])
+    if isinstance(value, dict) and "estimator" in value:
+        return _estimator(value)
     if isinstance(value, dict) and "values" in value:
         array = np.array(value["values"], dtype=value["dtype"])
         return array if value["array"] == "numpy" else torch.from_numpy(array)
     return value
+
+
+def _estimator(description: dict[str, Any]) -> Any:
+    """An estimator of fastdc with its parameters; None for those of other libraries."""
+    found = getattr(importlib.import_module("fastdc"), description["estimator"], None)
+    if not (description["home"].startswith("fastdc.") and isinstance(found, type) and issubclass(found, Saveable)):
+        return None
+    return found(**{name: _revive(value) for name, value in description["parameters"].items()})
+
+
+def _describe(estimator: Any, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Class, parameters and fitted attributes, for JSON; arrays go into ``tensors`` under names with ``prefix``."""
+    parameters = {name: plain(value) for name, value in estimator.get_params(deep=False).items()}
+    fitted = {
+        name: _take_apart(prefix + name, value, tensors)
+        for name, value in vars(estimator).items()
+        if name.endswith("_") and not name.startswith("_")
+    }
+    return {"class": type(estimator).__name__, "parameters": parameters, "fitted": fitted}
 
 
 def _take_apart(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -177,6 +201,10 @@ def _take_apart(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, nn.Module):
         tensors.update({f"{name}.{key}": tensor for key, tensor in value.state_dict().items()})
         return {"module": type(value).__name__}
+    if isinstance(value, Saveable):
+        return plain(value) | _describe(value, f"{name}.", tensors)
+    if isinstance(value, BaseEstimator):
+        raise TypeError(f"{name} is a {type(value).__name__}, no estimator of fastdc: only those can be saved")
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"array": "torch"}
@@ -193,6 +221,12 @@ def _take_apart(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
 def _put_together(name: str, value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict) and "array" in value:
         return tensors[name].numpy() if value["array"] == "numpy" else tensors[name]
+    if isinstance(value, dict) and "estimator" in value:
+        estimator = _estimator(value)
+        if estimator is None:
+            raise CheckpointError(f"{name} is a {value['estimator']}, which this version of fastdc does not have")
+        estimator._restore(value["fitted"], f"{name}.", tensors)
+        return estimator
     if isinstance(value, dict) and "names" in value:
         return np.array(value["names"], dtype=object)
     return value
