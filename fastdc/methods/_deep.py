@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
@@ -112,6 +113,8 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     Arrays come back as NumPy arrays, tensors as tensors on the device of the input. A sample's embedding and
     label do not depend on the other rows of the call (on CPUs).
     """
+
+    transductive: ClassVar[bool] = False  # whether labels are those of the fitted rows alone: no ``predict``
 
     n_clusters: int = field(default=8, kw_only=False)
     n_latent: int = 10
@@ -245,7 +248,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         """Set the fitted attributes, all at once."""
         head: Any = trainer.head
         z = trainer.embed()
-        labels = head.statistics(z).labels
+        labels = self._label(trainer, z)
         if bool((labels < 0).any()):
             raise FloatingPointError(
                 f"the embedding is no longer finite: lower learning_rate ({self.learning_rate}) or scale the data"
@@ -267,15 +270,22 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         self.n_iter_ = sum(record["stage"] != "pretrain" and "loss" in record for record in trainer.history)
         self.history_ = trainer.history
 
+    def _label(self, trainer: Trainer, z: Tensor) -> Tensor:
+        """Labels of the fitted rows, int64; -1 where the embedding is not finite."""
+        head: Any = trainer.head
+        return head.statistics(z).labels
+
     def transform(self, X: Any) -> Any:
         """Embedding of the rows of ``X``, of shape (n_samples, n_latent)."""
         return give_back(self._embed(X), X)
 
+    @available_if(lambda self: not self.transductive)
     def predict(self, X: Any) -> Any:
         """Cluster of each row of ``X``, int32, by the head."""
         z = self._embed(X)
         return give_back(self.head_.statistics(z).labels.to(torch.int32), X)
 
+    @available_if(lambda self: not self.transductive)
     @torch.no_grad()
     def predict_proba(self, X: Any) -> Any:
         """Soft assignment q of the rows of ``X``, of shape (n_samples, n_clusters)."""
