@@ -11,6 +11,8 @@ _HOME = {  # public name -> the module that defines it
     "BalancedKMeans": "fastdc.cluster",
     "DBSCAN": "fastdc.cluster",
     "DEC": "fastdc.methods",
+    "DSCNet": "fastdc.methods",
+    "DeepCluster": "fastdc.methods",
     "DensityPeaks": "fastdc.cluster",
     "EdgeList": "fastdc.kernels.graph",
     "GaussianMixture": "fastdc.cluster",
@@ -20,6 +22,8 @@ _HOME = {  # public name -> the module that defines it
     "KMeans": "fastdc.cluster",
     "MiniBatchKMeans": "fastdc.cluster",
     "N2D": "fastdc.methods",
+    "SCAN": "fastdc.methods",
+    "SDCN": "fastdc.methods",
     "SpectralClustering": "fastdc.cluster",
     "SpectralNet": "fastdc.methods",
     "SphericalKMeans": "fastdc.cluster",
@@ -98,9 +102,13 @@ __all__ = [
     "IIC",
     "IMSAT",
     "N2D",
+    "SCAN",
+    "SDCN",
     "Adjacency",
     "BackendError",
     "BalancedKMeans",
+    "DSCNet",
+    "DeepCluster",
     "DensityPeaks",
     "EdgeList",
     "GaussianMixture",
@@ -270,7 +278,7 @@ if TYPE_CHECKING:
         student_t_statistics,
         target_distribution,
     )
-    from fastdc.methods import DEC, IDEC, IIC, IMSAT, N2D, SpectralNet
+    from fastdc.methods import DEC, IDEC, IIC, IMSAT, N2D, SCAN, SDCN, DeepCluster, DSCNet, SpectralNet
     from fastdc.metrics import (
         adjusted_mutual_info,
         adjusted_rand_index,

@@ -3,9 +3,11 @@
 from fastdc.catalog import list_methods
 from fastdc.methods._deep import DeepClusterer
 from fastdc.methods._pretrained import PretrainedClusterer
-from fastdc.methods.graph import N2D, SpectralNet
+from fastdc.methods.graph import N2D, SDCN, SpectralNet
 from fastdc.methods.information import IIC, IMSAT
+from fastdc.methods.pseudo_labels import SCAN, DeepCluster
 from fastdc.methods.self_training import DEC, IDEC
+from fastdc.methods.subspace import DSCNet
 
 __all__ = [
     "DEC",
@@ -13,6 +15,10 @@ __all__ = [
     "IIC",
     "IMSAT",
     "N2D",
+    "SCAN",
+    "SDCN",
+    "DSCNet",
+    "DeepCluster",
     "DeepClusterer",
     "PretrainedClusterer",
     "SpectralNet",

@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from sklearn.base import clone
 from torch import Tensor, nn
 
 from fastdc._input import read_count
-from fastdc.cluster import GaussianMixture
-from fastdc.cluster._spectral import laplacian_embedding
-from fastdc.kernels.neighbors import knn_graph
+from fastdc._runs import digest
+from fastdc.kernels.neighbors.points import METRICS, check_metric
 from fastdc.methods._deep import DeepClusterer
-from fastdc.methods._neighbors import Mine
+from fastdc.methods._graphs import Link, csr_parts, read_graph
+from fastdc.methods._manifolds import Unfold, read_manifold
 from fastdc.methods._pretrained import Initialise, PretrainedClusterer
-from fastdc.networks import Autoencoder, ConvAutoencoder, ManifoldMixture, MappedCentroids, MLPAutoencoder
-from fastdc.terms import SiameseContrast, SpectralRelaxation
-from fastdc.training import Ramp, Stage, Train, Trainer
-
-MANIFOLDS = ("umap", "spectral")
+from fastdc.methods._stages import Mine, Whiten, WholeTrain
+from fastdc.networks import (
+    Autoencoder,
+    ConvAutoencoder,
+    GraphCentroids,
+    ManifoldMixture,
+    MappedCentroids,
+    MLPAutoencoder,
+    check_layers,
+    layer_outputs,
+)
+from fastdc.terms import GraphTarget, Reconstruction, SiameseContrast, SpectralRelaxation, StudentT
+from fastdc.training import LabelChange, Ramp, Stage, Train, Trainer
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -47,7 +53,7 @@ class N2D(PretrainedClusterer):
     n_init : int
         Runs of the mixture, which has full covariances.
     pretrain_epochs : int
-        The paper's 1,000. On CPUs 50 to 200 do for small data.
+        The paper takes 1,000.
     epochs, learning_rate, update_interval, tol
         Not used: nothing is trained after the autoencoder.
     n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
@@ -78,14 +84,14 @@ class N2D(PretrainedClusterer):
     n_neighbors: int = 20
     min_dist: float = 0.0
     n_init: int = 10
-    pretrain_epochs: int = 1000
+    pretrain_epochs: int = 100
 
     def make_head(self, n_latent: int) -> ManifoldMixture:
         return ManifoldMixture(self.n_clusters, n_latent)
 
     def stages(self, head: ManifoldMixture) -> Iterator[Stage]:
         yield self.pretraining()
-        yield Unfold(head, _read_manifold(self.manifold), self._read_options(), self.n_init)
+        yield Unfold(head, read_manifold(self.manifold), self._read_options(), self.n_init)
 
     def _read_options(self) -> dict[str, Any]:
         """Parameters of the manifolds that are known by name, in UMAP's words."""
@@ -103,14 +109,16 @@ class SpectralNet(DeepClusterer):
 
     .. math:: L = \frac{1}{m^2} \sum_{ij} W_{ij} \|y_i - y_j\|^2 \quad \text{with} \quad \frac{1}{m} Y^\top Y = I,
 
-    over batches of m rows. An orthogonalisation step (by a Cholesky factor, over other rows) and a gradient step take
-    turns; at the end k-means is run on all y.
+    over batches of m rows; at the end Y of all rows is made orthonormal, and k-means is run on it. The gradient goes
+    through the orthogonalisation of the batch (by a Cholesky factor). The paper takes turns between such a step on one
+    batch and a gradient step on another, for which the map is constant.
 
     Parameters
     ----------
     n_neighbors : int
-        Edges of each row, to others of its batch. They weigh exp(-d² / 2σ²), σ the median distance to the neighbour in
-        the middle of them. The paper's experiments take 2 or 3, or all pairs.
+        Edges of each row, to others of its batch. They weigh exp(-d² / σ_i σ_j), σ_i the distance of i to the
+        neighbour in the middle of them. (The paper's experiments take 2 or 3 neighbours, or all pairs, and one scale
+        for all rows, with which it costs nothing to cut off a row that lies apart.)
     siamese_epochs : int
         Passes over the data to train a network for the distances first, on each row's ``siamese_neighbors`` nearest
         rows and on random pairs; with 0 distances are those of the rows. The paper takes it where Euclidean distances
@@ -174,11 +182,11 @@ class SpectralNet(DeepClusterer):
             neighbors = Mine(self.siamese_neighbors, "euclidean", embedded=False)
             yield neighbors
             contrast = SiameseContrast(space)
-            given = {"views": neighbors.views, "modules": [contrast]}
-            yield Train(contrast, "siamese", self.siamese_epochs, self.learning_rate, **given)
-        relaxation = SpectralRelaxation(head, read_count(self.n_neighbors, "n_neighbors"), space)
+            epochs, rate = self.siamese_epochs, self.learning_rate
+            yield Train(contrast, "siamese", epochs, rate, views=neighbors.views, modules=[contrast])
+        relaxation = SpectralRelaxation(read_count(self.n_neighbors, "n_neighbors"), space)
         yield self.training(relaxation, decay=Ramp(1.0, 0.01))
-        yield Orthogonalise(head)
+        yield Whiten(head, center=False)
         yield Initialise(head, self.n_init)
 
     def _check_parameters(self) -> None:
@@ -186,65 +194,91 @@ class SpectralNet(DeepClusterer):
         read_count(self.n_init, "n_init")
 
 
-@dataclass
-class Orthogonalise(Stage):
-    """Make the embeddings of all rows orthonormal."""
+@dataclass(eq=False, repr=False, kw_only=True)
+class SDCN(PretrainedClusterer):
+    r"""Structural deep clustering network: an autoencoder and a graph network that learn one target distribution.
 
-    head: MappedCentroids
+    A graph network over the neighbours of the rows takes, in each layer, half of the encoder's output at that layer.
+    With its softmax Z, the soft assignment Q of the embedding to centers and the target P of DEC,
 
-    def run(self, trainer: Trainer) -> None:
-        self.head.whiten(trainer.embed(), center=False)
+    .. math:: L = L_{rec} + \alpha KL(P \| Q) + \beta KL(P \| Z).
 
+    Labels are those of Z, for the fitted rows alone: there is no ``predict``. ``transform`` is the encoder's.
 
-@dataclass
-class Unfold(Stage):
-    """Find the manifold of the embedding, and a Gaussian mixture on it."""
+    Parameters
+    ----------
+    n_neighbors : int
+        Of the graph, which has an edge where one of two rows has the other among its nearest. The paper takes 1 to 10,
+        by the data. All where there are fewer.
+    metric : {"euclidean", "cosine"}
+    graph : scipy.sparse matrix of shape (n_samples, n_samples), or integers of shape (2, n_edges), optional
+        A graph of one's own instead: weights >= 0, or edges in both directions. Loops are added.
+    alpha, beta : float
+        Weights of the two divergences; the paper's 0.1 and 0.01. The reconstruction error is averaged over features.
+    mix : float
+        Share of the encoder in what the graph network takes; the paper's 0.5.
+    hidden, encoder, autoencoder
+        The encoder must be an ``nn.Sequential`` of linear layers and activations.
+    batch_size : int or None
+        Of the pre-training. The main stage takes all rows at each step.
+    epochs : int
+        Steps of the main stage; the paper takes 200.
+    tol : float, optional
+        On the labels of Q. None, as in the paper, runs all epochs.
+    n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
 
-    head: ManifoldMixture
-    manifold: Any
-    options: dict[str, Any]
-    n_init: int
+    References
+    ----------
+    Bo, Wang, Shi, Zhu, Lu, Cui. Structural Deep Clustering Network. WWW 2020.
 
-    def run(self, trainer: Trainer) -> None:
-        z, seed = trainer.embed(), trainer.settings.seed
-        y = torch.as_tensor(self._places(z, seed), dtype=z.dtype, device=z.device)
-        mixture = GaussianMixture(len(self.head.means), covariance_type="full", n_init=self.n_init, random_state=seed)
-        mixture.fit(y)
-        self.head.place(z, y, mixture.means_, mixture.covariances_, mixture.weights_)
+    Examples
+    --------
+    >>> from sklearn.datasets import make_blobs
+    >>> from fastdc import SDCN
+    >>> X, _ = make_blobs(90, 4, centers=3, cluster_std=0.3, random_state=1)
+    >>> sdcn = SDCN(3, hidden=(16,), n_latent=2, pretrain_epochs=20, epochs=5, random_state=0).fit(X / 10)
+    >>> sdcn.labels_.shape, hasattr(sdcn, "predict")
+    ((90,), False)
+    """
 
-    def _places(self, z: Tensor, seed: int) -> Any:
-        if self.manifold == "spectral":
-            return _spectral_places(z, self.options["n_components"], self.options["n_neighbors"], seed)
-        if self.manifold == "umap":
-            from umap import UMAP
+    transductive: ClassVar[bool] = True
 
-            options = self.options | {"n_neighbors": min(self.options["n_neighbors"], len(z))}
-            return UMAP(**options, random_state=seed % 2**32, n_jobs=1).fit_transform(z.cpu().numpy())
-        return clone(self.manifold, safe=False).fit_transform(z.cpu().numpy())
+    n_neighbors: int = 10
+    metric: str = "euclidean"
+    graph: Any = None
+    alpha: float = 0.1
+    beta: float = 0.01
+    mix: float = 0.5
+    epochs: int = 200
+    tol: float | None = None
 
+    def make_head(self, n_latent: int) -> GraphCentroids:
+        own = self._own_network()
+        if own is None and self.image_shape is not None:
+            raise ValueError("SDCN mixes the layers of a fully connected encoder; pass image_shape=None")
+        widths = (
+            [self.n_features_in_, *self.hidden, n_latent] if own is None else check_layers(own.get_submodule("encoder"))
+        )
+        return GraphCentroids(self.n_clusters, widths, mix=self.mix)
 
-def _read_manifold(manifold: Any) -> Any:
-    """The parameter, checked; UMAP must be there."""
-    if manifold == "umap":
-        try:
-            import umap  # noqa: F401
-        except ImportError as error:
-            raise ImportError(
-                "manifold='umap' needs umap-learn: pip install 'fastdc[manifold]'; or pass manifold='spectral', or "
-                "an object with fit_transform"
-            ) from error
-    elif manifold != "spectral" and not callable(getattr(manifold, "fit_transform", None)):
-        raise TypeError(f"manifold must be one of {MANIFOLDS} or have a method fit_transform, got {manifold!r}")
-    return manifold
+    def stages(self, head: GraphCentroids) -> Iterator[Stage]:
+        check_metric(self.metric, METRICS[:2])
+        yield Link(head, self.graph, read_count(self.n_neighbors, "n_neighbors"), self.metric)
+        yield self.pretraining()
+        yield self.initialisation(head)
+        objective = self.beta * GraphTarget(head) + Reconstruction() + self.alpha * StudentT(head, "batch")
+        until = None if self.tol is None else LabelChange(self.tol)
+        yield WholeTrain(objective, "refine", self.epochs, self.learning_rate, self.update_interval, until)
 
+    @torch.no_grad()
+    def _label(self, trainer: Trainer, z: Tensor) -> Tensor:
+        head: Any = trainer.head
+        logits = head.classify(trainer.x, layer_outputs(trainer.network.eval().get_submodule("encoder"), trainer.x))
+        return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
-def _spectral_places(z: Tensor, n_components: int, n_neighbors: int, seed: int) -> np.ndarray:
-    """Rows of the lowest eigenvectors of the graph of neighbours; one for each of its parts at least."""
-    from scipy.sparse.csgraph import connected_components
-
-    graph = knn_graph(z, min(n_neighbors - 1, len(z) - 1), mode="symmetric", weights="umap").astype(np.float64)
-    n_parts, parts = connected_components(graph, directed=False)
-    return laplacian_embedding(graph, parts, max(n_components, n_parts), eigen_solver="lanczos", seed=seed)
+    def _identity(self, x: Tensor) -> dict[str, Any]:
+        graph = {} if self.graph is None else {"digest of graph": digest(csr_parts(read_graph(self.graph, len(x))))}
+        return super()._identity(x) | graph
 
 
 def _seeded() -> torch.Generator:

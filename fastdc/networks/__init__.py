@@ -3,11 +3,12 @@
 from fastdc.networks.autoencoder import Autoencoder, MLPAutoencoder, as_autoencoder, mlp
 from fastdc.networks.backbone import BatchNorm, MLPBackbone, frozen_statistics, projection
 from fastdc.networks.convolution import ConvAutoencoder
-from fastdc.networks.graph import MappedCentroids
+from fastdc.networks.graph import GraphCentroids, MappedCentroids, check_layers, layer_outputs
 from fastdc.networks.heads import Centroids, Head, Mixture, Prototypes, SoftmaxHead
 from fastdc.networks.manifold import ManifoldMixture
 from fastdc.networks.multi_head import MultiHead
 from fastdc.networks.resnet import ResNet
+from fastdc.networks.self_expression import SelfExpression
 from fastdc.networks.variational import VariationalAutoencoder
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "BatchNorm",
     "Centroids",
     "ConvAutoencoder",
+    "GraphCentroids",
     "Head",
     "MLPAutoencoder",
     "MLPBackbone",
@@ -24,10 +26,13 @@ __all__ = [
     "MultiHead",
     "Prototypes",
     "ResNet",
+    "SelfExpression",
     "SoftmaxHead",
     "VariationalAutoencoder",
     "as_autoencoder",
+    "check_layers",
     "frozen_statistics",
+    "layer_outputs",
     "mlp",
     "projection",
 ]

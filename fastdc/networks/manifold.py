@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from fastdc.kernels.gaussian_mixture import gmm_responsibilities
 from fastdc.kernels.neighbors import knn
+from fastdc.networks._shapes import TakesShapes
 from fastdc.networks.heads import Head
 
 N_NEIGHBORS = 15  # that a new row's place is made from
-
-
-class TakesShapes(nn.Module):
-    """Own parameters and buffers take the shapes of what is loaded: those that come of the number of samples."""
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for name, own in [*self._parameters.items(), *self._buffers.items()]:
-            loaded = state_dict.get(prefix + name)
-            if own is not None and loaded is not None:
-                own.data = own.data.new_empty(loaded.shape)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
 class ManifoldMixture(TakesShapes, Head):

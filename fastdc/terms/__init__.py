@@ -5,17 +5,25 @@ A term is added to others and weighed: ``Reconstruction() + 0.1 * StudentT(head)
 """
 
 from fastdc.terms.centroids import KMeansDistance, StudentT
-from fastdc.terms.graph import SiameseContrast, SpectralRelaxation
+from fastdc.terms.graph import GraphTarget, SiameseContrast, SpectralRelaxation
 from fastdc.terms.information import Information, MutualInformation, SelfAugmentation
+from fastdc.terms.pseudo_labels import ClusterClassification, ConfidentLabels, NeighborConsistency
 from fastdc.terms.reconstruction import Reconstruction
+from fastdc.terms.self_expression import ExpressedReconstruction, SelfExpressive
 from fastdc.terms.watch import Watch
 
 __all__ = [
+    "ClusterClassification",
+    "ConfidentLabels",
+    "ExpressedReconstruction",
+    "GraphTarget",
     "Information",
     "KMeansDistance",
     "MutualInformation",
+    "NeighborConsistency",
     "Reconstruction",
     "SelfAugmentation",
+    "SelfExpressive",
     "SiameseContrast",
     "SpectralRelaxation",
     "StudentT",

@@ -1,4 +1,4 @@
-"""Terms over neighbours: spectral embedding, siamese contrast."""
+"""Terms over graphs: spectral embedding, siamese contrast, a graph network that learns the target distribution."""
 
 from __future__ import annotations
 
@@ -7,41 +7,40 @@ from torch import Tensor, nn
 
 from fastdc.kernels._checks import check_positive
 from fastdc.kernels.graph import EdgeList, laplacian_loss
+from fastdc.kernels.mutual_information import vat_kl
 from fastdc.kernels.neighbors import knn
-from fastdc.networks import MappedCentroids
+from fastdc.kernels.student_t import target_distribution
+from fastdc.networks import GraphCentroids, layer_outputs
 from fastdc.training import Batch, Term
 
 
 class SpectralRelaxation(Term):
-    r"""SpectralNet's loss: Σ w_ij ‖y_i - y_j‖² / Σ w_ij over the edges of a batch, y being orthonormal over another.
+    r"""SpectralNet's loss over the edges of a batch: Σ w_ij ‖y_i - y_j‖² / Σ w_ij, y being the orthonormal form of z.
 
-    The paper divides by m², which makes losses so small that Adam's epsilon counts. Before each step the head's map is
-    set such that the embeddings of as many other rows, drawn anew, are orthonormal (the paper's orthogonalisation
-    step); the gradient then takes the map for a constant.
+    The gradient goes through the orthogonalisation, so that it does not shrink z. The paper's sees a constant map,
+    found from other rows; steps of Adam, which are as long for small gradients, then shrink z to where they are noise.
+    The paper divides by m², which makes losses so small that Adam's epsilon counts.
 
     Parameters
     ----------
-    head : MappedCentroids
     n_neighbors : int
-        Edges of each row to others of the batch; all where there are fewer. Their weights are exp(-d² / 2σ²), σ the
-        median distance to the neighbour in the middle of them.
+        Edges of each row to others of the batch; all where there are fewer. Their weights are exp(-d² / σ_i σ_j), σ_i
+        the distance to the neighbour in the middle of them: with one scale for all rows it costs nothing to cut off
+        one that lies apart.
     space : nn.Module, optional
         Distances are those of its outputs; without it those of the rows themselves. It is not trained.
     """
 
     name = "spectral"
 
-    def __init__(self, head: MappedCentroids, n_neighbors: int, space: nn.Module | None = None) -> None:
+    def __init__(self, n_neighbors: int, space: nn.Module | None = None) -> None:
         super().__init__()
-        self.head, self.n_neighbors = head, n_neighbors
+        self.n_neighbors = n_neighbors
         self.space = (space,)  # no submodule of this term, which would train it
 
     def forward(self, batch: Batch) -> Tensor:
-        others = torch.randperm(len(batch.data), device=batch.x.device)[: len(batch.x)]
-        with torch.no_grad():
-            self.head.whiten(batch.network.encode(batch.data[others]), center=False)  # type: ignore[operator]
         edges, weights = self._edges(batch.x)
-        return laplacian_loss(batch.through(self.head), edges, weights) / weights.sum().clamp(min=1e-30)
+        return laplacian_loss(orthonormal(batch.z), edges, weights) / weights.sum().clamp(min=1e-30)
 
     @torch.no_grad()
     def _edges(self, x: Tensor) -> tuple[EdgeList, Tensor]:
@@ -55,8 +54,22 @@ class SpectralRelaxation(Term):
         distances, indices = knn(points, n_neighbors)
         sources = torch.arange(len(x), device=x.device).repeat_interleave(n_neighbors)
         edges = EdgeList.prepare(torch.stack([sources, indices.flatten()]), len(x))
-        sigma = distances[:, (n_neighbors - 1) // 2].median().clamp(min=torch.finfo(distances.dtype).tiny)
-        return edges, torch.exp(-0.5 * (distances / sigma).square()).flatten()
+        scale = distances[:, (n_neighbors - 1) // 2].clamp(min=torch.finfo(distances.dtype).tiny ** 0.5)
+        scaled = distances.square() / (scale[:, None] * scale[indices])
+        return edges, torch.exp(-scaled).flatten()
+
+
+def orthonormal(z: Tensor) -> Tensor:
+    """Combinations of the columns of z that are orthonormal, times the root of the number of rows; differentiable.
+
+    By a Cholesky factor of the products of columns, in float64. A ridge of 1e-10 of their mean keeps columns that
+    depend on each other from raising.
+    """
+    rows = z.double()
+    moments = rows.T @ rows / len(rows)
+    mean = moments.detach().diagonal().mean()
+    factor = torch.linalg.cholesky(moments + torch.eye(len(moments)).to(moments) * (1e-10 * mean + (mean == 0)))
+    return torch.linalg.solve_triangular(factor, rows.T, upper=False).T.to(z.dtype)
 
 
 class SiameseContrast(Term):
@@ -83,3 +96,28 @@ class SiameseContrast(Term):
         near = (anchor - neighbor).square().sum(1)
         far = torch.linalg.vector_norm(anchor - other, dim=1)
         return (near + (self.margin - far).clamp(min=0).square()).mean()
+
+
+class GraphTarget(Term):
+    """KL(P || Z) of SDCN: Z is what the graph network says of all rows, P the target of the centers.
+
+    The embedding of the batch is computed here, layer by layer, for the terms that come after.
+
+    Parameters
+    ----------
+    head : GraphCentroids
+    """
+
+    name = "graph"
+
+    def __init__(self, head: GraphCentroids) -> None:
+        super().__init__()
+        self.head = head
+
+    def forward(self, batch: Batch) -> Tensor:
+        outputs = layer_outputs(batch.network.get_submodule("encoder"), batch.x)
+        batch.z = outputs[-1]
+        with torch.no_grad():
+            p = target_distribution(self.head.assign(batch.z.detach()))
+        logits = self.head.classify(batch.x, outputs)
+        return vat_kl(p.clamp(min=torch.finfo(p.dtype).tiny).log(), logits)
