@@ -3,24 +3,32 @@
 from fastdc.catalog import list_methods
 from fastdc.methods._deep import DeepClusterer
 from fastdc.methods._pretrained import PretrainedClusterer
+from fastdc.methods.adversarial import ClusterGAN
+from fastdc.methods.contrastive import CC, SCCL, SwAV
 from fastdc.methods.graph import N2D, SDCN, SpectralNet
 from fastdc.methods.information import IIC, IMSAT
+from fastdc.methods.pairwise import DAC
 from fastdc.methods.pseudo_labels import SCAN, DeepCluster
 from fastdc.methods.self_training import DEC, IDEC
 from fastdc.methods.subspace import DSCNet
 
 __all__ = [
+    "CC",
+    "DAC",
     "DEC",
     "IDEC",
     "IIC",
     "IMSAT",
     "N2D",
     "SCAN",
+    "SCCL",
     "SDCN",
+    "ClusterGAN",
     "DSCNet",
     "DeepCluster",
     "DeepClusterer",
     "PretrainedClusterer",
     "SpectralNet",
+    "SwAV",
     "list_methods",
 ]

@@ -50,14 +50,15 @@ class ViewClusterer(DeepClusterer):
             return ResNet(self.image_shape, self.n_latent, self.channels, self.n_blocks, generator)
         return MLPBackbone(n_features, self.n_latent, self.hidden, generator)
 
-    def augmentation(self, area: Sequence[float] = (0.5, 1.0)) -> Transform:
+    def augmentation(self, area: Sequence[float] = (0.5, 1.0), harder: bool = False) -> Transform:
         """The default transform.
 
         Gray images are turned, shifted and scaled, and not mirrored, since characters do not bear it; colour images
-        are cut to a share of their area in this range, and half of them mirrored; vectors get noise and dropout.
+        are cut to a share of their area in this range, and half of them mirrored; vectors get noise and dropout,
+        which is doubled where it is to be ``harder``.
         """
         if self.image_shape is None:
-            return Chain([GaussianNoise(self.noise), FeatureDropout(self.dropout)])
+            return Chain([GaussianNoise(self.noise), FeatureDropout(min((1 + harder) * self.dropout, 1.0))])
         if self.image_shape[0] == 1:
             return RandomAffine(self.image_shape, degrees=15, translate=0.1, scale=(0.8, 1.25), shear=10)
         return RandomResizedCrop(self.image_shape, area)

@@ -98,7 +98,7 @@ class IIC(ViewClusterer):
     n_over : int, optional
         Clusters of the further heads; None is five times ``n_clusters``, 0 has none.
     lamb : float
-        Weight of the marginals in the logarithm.
+        Weight of the marginals in the logarithm; 1 is the formula above.
     n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
 
     Notes
@@ -125,7 +125,7 @@ class IIC(ViewClusterer):
     batch_size: int | None = 512
     n_heads: int = 5
     n_over: int | None = None
-    lamb: float = 1.0
+    lamb: float = 1.5
 
     def make_head(self, n_latent: int) -> MultiHead:
         return MultiHead(n_latent, self.n_clusters, self.n_heads)

@@ -1,7 +1,9 @@
 """Encoders, decoders and heads: plain ``nn.Module``s. A user's own take their place anywhere."""
 
+from fastdc.networks.adapter import Adapter
+from fastdc.networks.adversarial import GeneratorTriple, LastColumns
 from fastdc.networks.autoencoder import Autoencoder, MLPAutoencoder, as_autoencoder, mlp
-from fastdc.networks.backbone import BatchNorm, MLPBackbone, frozen_statistics, projection
+from fastdc.networks.backbone import BatchNorm, MLPBackbone, UnitAutoencoder, frozen_statistics, projection
 from fastdc.networks.convolution import ConvAutoencoder
 from fastdc.networks.graph import GraphCentroids, MappedCentroids, check_layers, layer_outputs
 from fastdc.networks.heads import Centroids, Head, Mixture, Prototypes, SoftmaxHead
@@ -12,12 +14,15 @@ from fastdc.networks.self_expression import SelfExpression
 from fastdc.networks.variational import VariationalAutoencoder
 
 __all__ = [
+    "Adapter",
     "Autoencoder",
     "BatchNorm",
     "Centroids",
     "ConvAutoencoder",
+    "GeneratorTriple",
     "GraphCentroids",
     "Head",
+    "LastColumns",
     "MLPAutoencoder",
     "MLPBackbone",
     "ManifoldMixture",
@@ -28,6 +33,7 @@ __all__ = [
     "ResNet",
     "SelfExpression",
     "SoftmaxHead",
+    "UnitAutoencoder",
     "VariationalAutoencoder",
     "as_autoencoder",
     "check_layers",

@@ -54,6 +54,27 @@ class MLPBackbone(Autoencoder):
         super().__init__(nn.Sequential(*layers))
 
 
+class UnitAutoencoder(Autoencoder):
+    """A backbone and a projection whose rows are brought to length one; no decoder.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+    n_latent : int
+        Width of what it gives, and of the embedding.
+    generator : torch.Generator, optional
+        Draws the weights of the projection.
+    """
+
+    def __init__(self, backbone: nn.Module, n_latent: int, generator: torch.Generator | None = None) -> None:
+        with drawn_from(generator):
+            super().__init__(nn.Sequential(backbone, projection(n_latent, n_latent)))
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Embeddings of length one."""
+        return nn.functional.normalize(self.encoder(x), dim=1)
+
+
 def projection(n_latent: int, width: int, hidden: int | None = None) -> nn.Sequential:
     """What contrast is computed behind: linear, ReLU, linear; the layer between is ``n_latent`` wide by default."""
     between = n_latent if hidden is None else hidden

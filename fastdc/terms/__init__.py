@@ -4,28 +4,39 @@ A term is added to others and weighed: ``Reconstruction() + 0.1 * StudentT(head)
 ``forward(batch)``: see :class:`fastdc.training.Term` and :class:`fastdc.training.Batch`.
 """
 
+from fastdc.terms.adversarial import Criticism, Deception
 from fastdc.terms.centroids import KMeansDistance, StudentT
+from fastdc.terms.contrastive import ClusterContrast, InstanceContrast, StudentTOfRows
 from fastdc.terms.graph import GraphTarget, SiameseContrast, SpectralRelaxation
 from fastdc.terms.information import Information, MutualInformation, SelfAugmentation
+from fastdc.terms.pairwise import PairwiseAgreement
 from fastdc.terms.pseudo_labels import ClusterClassification, ConfidentLabels, NeighborConsistency
 from fastdc.terms.reconstruction import Reconstruction
 from fastdc.terms.self_expression import ExpressedReconstruction, SelfExpressive
+from fastdc.terms.transport import SwappedPrediction
 from fastdc.terms.watch import Watch
 
 __all__ = [
     "ClusterClassification",
+    "ClusterContrast",
     "ConfidentLabels",
+    "Criticism",
+    "Deception",
     "ExpressedReconstruction",
     "GraphTarget",
     "Information",
+    "InstanceContrast",
     "KMeansDistance",
     "MutualInformation",
     "NeighborConsistency",
+    "PairwiseAgreement",
     "Reconstruction",
     "SelfAugmentation",
     "SelfExpressive",
     "SiameseContrast",
     "SpectralRelaxation",
     "StudentT",
+    "StudentTOfRows",
+    "SwappedPrediction",
     "Watch",
 ]

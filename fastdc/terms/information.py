@@ -133,8 +133,10 @@ class MutualInformation(Term):
 
     def of_heads(self, batch: Batch) -> Tensor:
         """The loss of each head."""
-        pairs = [[view.through(self.head).softmax(-1) for view in pair] for pair in view_pairs(batch, self.name)]
-        losses = [iic_loss(*pair, self.lamb, reduction="none", group=self.group) for pair in pairs]
+        losses = []
+        for one, other in view_pairs(batch, self.name):
+            p1, p2 = one.through(self.head).softmax(-1), other.through(self.head).softmax(-1)
+            losses.append(iic_loss(p1, p2, self.lamb, reduction="none", group=self.group))
         return torch.stack(losses).mean(0)
 
 
