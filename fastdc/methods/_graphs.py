@@ -24,7 +24,7 @@ class Link(Stage):
     metric: str
 
     def run(self, trainer: Trainer) -> None:
-        x = trainer.x
+        x = trainer.data
         graph = self.graph
         if graph is None and len(x) > 1:
             graph = knn_graph(x, min(self.n_neighbors, len(x) - 1), self.metric, mode="symmetric")

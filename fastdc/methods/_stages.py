@@ -36,7 +36,7 @@ class Mine(Stage):
         self.memory: dict[str, Tensor] = {}
 
     def run(self, trainer: Trainer) -> None:
-        points = trainer.embed() if self.embedded else trainer.x
+        points = trainer.embed() if self.embedded else trainer.data
         if len(points) > 1:
             self.memory["indices"] = mine_neighbors(
                 points, min(self.n_neighbors, len(points) - 1), metric=self.metric

@@ -28,7 +28,7 @@ from fastdc.networks import (
     layer_outputs,
 )
 from fastdc.terms import GraphTarget, Reconstruction, SiameseContrast, SpectralRelaxation, StudentT
-from fastdc.training import LabelChange, Ramp, Stage, Train, Trainer
+from fastdc.training import LabelChange, Ramp, SourceRows, Stage, Train, Trainer
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -273,10 +273,11 @@ class SDCN(PretrainedClusterer):
     @torch.no_grad()
     def _label(self, trainer: Trainer, z: Tensor) -> Tensor:
         head: Any = trainer.head
-        logits = head.classify(trainer.x, layer_outputs(trainer.network.eval().get_submodule("encoder"), trainer.x))
+        x = trainer.data
+        logits = head.classify(x, layer_outputs(trainer.network.eval().get_submodule("encoder"), x))
         return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
-    def _identity(self, x: Tensor) -> dict[str, Any]:
+    def _identity(self, x: Tensor | SourceRows) -> dict[str, Any]:
         graph = {} if self.graph is None else {"digest of graph": digest(csr_parts(read_graph(self.graph, len(x))))}
         return super()._identity(x) | graph
 

@@ -115,6 +115,11 @@ class Trainer:
         """Batches in one pass over the data."""
         return -(-len(self.x) // (self.settings.batch_size or len(self.x)))
 
+    @property
+    def data(self) -> Tensor:
+        """All rows in memory; those of a source are read."""
+        return self.x if isinstance(self.x, Tensor) else self.x[:]
+
     def run(self, stages: Sequence[Stage], checkpoint: Checkpoint = NO_CHECKPOINT) -> None:
         """Run the stages in order, from where the checkpoint stands to the end."""
         self._checkpoint, self._stages = checkpoint, stages
