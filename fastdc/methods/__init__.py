@@ -5,17 +5,27 @@ from fastdc.methods._deep import DeepClusterer
 from fastdc.methods._pretrained import PretrainedClusterer
 from fastdc.methods.adversarial import ClusterGAN
 from fastdc.methods.contrastive import CC, SCCL, SwAV
+from fastdc.methods.depict import DEPICT
 from fastdc.methods.graph import N2D, SDCN, SpectralNet
 from fastdc.methods.information import IIC, IMSAT
+from fastdc.methods.kmeans_friendly import DCN, DKM, OptimalTransportClustering
+from fastdc.methods.mixture import VaDE
 from fastdc.methods.pairwise import DAC
 from fastdc.methods.pseudo_labels import SCAN, DeepCluster
-from fastdc.methods.self_training import DEC, IDEC
+from fastdc.methods.self_training import DBC, DCEC, DEC, DECDA, IDEC
 from fastdc.methods.subspace import DSCNet
+from fastdc.methods.two_stage import TwoStage
 
 __all__ = [
     "CC",
     "DAC",
+    "DBC",
+    "DCEC",
+    "DCN",
     "DEC",
+    "DECDA",
+    "DEPICT",
+    "DKM",
     "IDEC",
     "IIC",
     "IMSAT",
@@ -27,8 +37,11 @@ __all__ = [
     "DSCNet",
     "DeepCluster",
     "DeepClusterer",
+    "OptimalTransportClustering",
     "PretrainedClusterer",
     "SpectralNet",
     "SwAV",
+    "TwoStage",
+    "VaDE",
     "list_methods",
 ]

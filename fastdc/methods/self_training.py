@@ -1,14 +1,16 @@
-"""Self-training on centroids: the network sharpens its own soft assignments (DEC, IDEC)."""
+"""Self-training: a network sharpens its own soft assignments (DEC, IDEC, DCEC, DEC-DA, DBC)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from fastdc.kernels._checks import check_positive
 from fastdc.methods._pretrained import PretrainedClusterer
 from fastdc.networks import Centroids
 from fastdc.terms import Reconstruction, StudentT
-from fastdc.training import Stage
+from fastdc.training import Stage, Views
+from fastdc.views import Augmented, RandomAffine
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -82,3 +84,118 @@ class IDEC(DEC):
         yield self.pretraining()
         yield self.initialisation(head)
         yield self.refinement(Reconstruction() + self.gamma * StudentT(head, self.target))
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class DCEC(IDEC):
+    r"""Deep convolutional embedded clustering: IDEC with a convolutional autoencoder.
+
+    .. math:: L = L_{rec} + \gamma KL(P \| Q)
+
+    Parameters
+    ----------
+    image_shape : (channels, height, width)
+        Of the images that the rows are; required unless a network is passed.
+    gamma, target, n_clusters and all others : see :class:`IDEC`, :class:`DEC` and :class:`fastdc.methods.DeepClusterer`
+
+    References
+    ----------
+    Guo, Liu, Zhu, Yin. Deep Clustering with Convolutional Autoencoders. ICONIP 2017.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastdc import DCEC
+    >>> X = torch.rand(40, 64, generator=torch.Generator().manual_seed(0))
+    >>> dcec = DCEC(2, image_shape=(1, 8, 8), pretrain_epochs=1, epochs=1, random_state=0).fit(X)
+    >>> dcec.transform(X).shape
+    torch.Size([40, 10])
+    """
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if self.image_shape is None and self.autoencoder is None and self.encoder is None:
+            raise ValueError("DCEC works on images: pass image_shape=(channels, height, width), or a network")
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class DECDA(DEC):
+    r"""DEC with data augmentation: the rows set the target, and other forms of them are to meet it.
+
+    .. math:: L = KL(P \| Q^T) + \beta \|T(x) - \hat{T}(x)\|^2, \quad
+              q^T_{ij} \propto (1 + \|f(T(x_i)) - c_j\|^2 / \alpha)^{-(\alpha+1)/2},
+
+    P of DEC from the rows as they are, Q of what a random transform T makes of them. The autoencoder is trained on
+    transformed rows, too.
+
+    Parameters
+    ----------
+    reconstruction : float
+        :math:`\beta`; 0 is the paper's DEC-DA, above 0 its IDEC-DA, whose weight of the clustering loss is
+        0.1 where that of the reconstruction is 1.
+    views : Views, optional
+        What makes the transformed rows (``fastdc.views``); the loss is that of all its views, averaged. None turns
+        images by up to 10 degrees and shifts them by up to a tenth, as the authors do, and needs ``image_shape``.
+    target, n_clusters and all others : see :class:`DEC` and :class:`fastdc.methods.DeepClusterer`
+
+    References
+    ----------
+    Guo, Zhu, Liu, Yin. Deep Embedded Clustering with Data Augmentation. ACML 2018.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastdc import DECDA
+    >>> X = torch.rand(40, 64, generator=torch.Generator().manual_seed(0))
+    >>> DECDA(2, image_shape=(1, 8, 8), pretrain_epochs=1, epochs=1, random_state=0).fit(X).labels_.shape
+    torch.Size([40])
+    """
+
+    reconstruction: float = 0.0
+
+    def stages(self, head: Centroids) -> Iterator[Stage]:
+        views = self._transformed()
+        yield self.pretraining(views=views)
+        yield self.initialisation(head)
+        objective = StudentT(head, self.target) + self.reconstruction * Reconstruction()
+        yield self.refinement(objective, views=views)
+
+    def _transformed(self) -> Views:
+        if self.views is not None:
+            return self.views
+        if self.image_shape is None:
+            raise ValueError(
+                "DECDA needs views= that transform the rows, such as Augmented(GaussianNoise(0.1), n_views=1) of "
+                "fastdc.views, or image_shape=(channels, height, width)"
+            )
+        return Augmented(RandomAffine(self.image_shape), n_views=1)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class DBC(DEC):
+    r"""Discriminatively boosted clustering: DEC whose target is boosted by a power and not balanced by frequencies.
+
+    .. math:: L = KL(P \| Q), \quad p_{ij} \propto q_{ij}^{power}
+
+    Parameters
+    ----------
+    power : float
+        Above 1: how much more likely clusters are boosted.
+    target, n_clusters and all others : see :class:`DEC` and :class:`fastdc.methods.DeepClusterer`
+
+    Notes
+    -----
+    The paper's network is fully convolutional; with ``image_shape`` this is that of DCEC, else that of DEC.
+
+    References
+    ----------
+    Li, Qiao, Zhang. Discriminatively Boosted Image Clustering with Fully Convolutional Auto-Encoders. Pattern
+    Recognition, 2018.
+    """
+
+    power: float = 2.0
+
+    def stages(self, head: Centroids) -> Iterator[Stage]:
+        yield self.pretraining()
+        yield self.initialisation(head)
+        yield self.refinement(StudentT(head, self.target, check_positive(self.power, "power"), frequency_power=0.0))

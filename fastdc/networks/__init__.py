@@ -7,11 +7,13 @@ from fastdc.networks.backbone import BatchNorm, MLPBackbone, UnitAutoencoder, fr
 from fastdc.networks.convolution import ConvAutoencoder
 from fastdc.networks.graph import GraphCentroids, MappedCentroids, check_layers, layer_outputs
 from fastdc.networks.heads import Centroids, Head, Mixture, Prototypes, SoftmaxHead
+from fastdc.networks.linear import LinearAutoencoder
 from fastdc.networks.manifold import ManifoldMixture
 from fastdc.networks.multi_head import MultiHead
 from fastdc.networks.resnet import ResNet
 from fastdc.networks.self_expression import SelfExpression
-from fastdc.networks.variational import VariationalAutoencoder
+from fastdc.networks.soft_centroids import SoftCentroids
+from fastdc.networks.variational import ConvVariationalAutoencoder, VariationalAutoencoder
 
 __all__ = [
     "Adapter",
@@ -19,10 +21,12 @@ __all__ = [
     "BatchNorm",
     "Centroids",
     "ConvAutoencoder",
+    "ConvVariationalAutoencoder",
     "GeneratorTriple",
     "GraphCentroids",
     "Head",
     "LastColumns",
+    "LinearAutoencoder",
     "MLPAutoencoder",
     "MLPBackbone",
     "ManifoldMixture",
@@ -32,6 +36,7 @@ __all__ = [
     "Prototypes",
     "ResNet",
     "SelfExpression",
+    "SoftCentroids",
     "SoftmaxHead",
     "UnitAutoencoder",
     "VariationalAutoencoder",

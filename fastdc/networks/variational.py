@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from fastdc.networks.autoencoder import Autoencoder, linear, mlp
+from fastdc.networks.convolution import ConvAutoencoder
 
 
 class VariationalAutoencoder(Autoencoder):
@@ -50,3 +52,28 @@ class VariationalAutoencoder(Autoencoder):
     def sample(mean: Tensor, log_var: Tensor) -> Tensor:
         """A draw from the posterior, differentiable in both."""
         return mean + (0.5 * log_var).exp() * torch.randn_like(mean)
+
+
+class ConvVariationalAutoencoder(VariationalAutoencoder):
+    """The convolutional autoencoder of DCEC with a second linear layer, for the log variance.
+
+    Parameters
+    ----------
+    image_shape, n_latent, channels, generator
+        See :class:`ConvAutoencoder`.
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        n_latent: int = 10,
+        channels: Sequence[int] = (32, 64, 128),
+        generator: torch.Generator | None = None,
+    ) -> None:
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        network = ConvAutoencoder(image_shape, n_latent, channels, generator)
+        layers = list(cast(nn.Sequential, network.encoder))
+        Autoencoder.__init__(self, nn.Sequential(nn.Sequential(*layers[:-1]), layers[-1]), network.decoder)
+        self.log_vars = linear(cast(nn.Linear, layers[-1]).in_features, n_latent, generator)

@@ -7,16 +7,21 @@ A term is added to others and weighed: ``Reconstruction() + 0.1 * StudentT(head)
 from fastdc.terms.adversarial import Criticism, Deception
 from fastdc.terms.centroids import KMeansDistance, StudentT
 from fastdc.terms.contrastive import ClusterContrast, InstanceContrast, StudentTOfRows
+from fastdc.terms.evidence import Likelihood, MixtureEvidence
 from fastdc.terms.graph import GraphTarget, SiameseContrast, SpectralRelaxation
 from fastdc.terms.information import Information, MutualInformation, SelfAugmentation
+from fastdc.terms.layerwise import BalancedTarget, LayerReconstruction, NoisyPass
+from fastdc.terms.optimal_transport import OptimalTransport
 from fastdc.terms.pairwise import PairwiseAgreement
 from fastdc.terms.pseudo_labels import ClusterClassification, ConfidentLabels, NeighborConsistency
 from fastdc.terms.reconstruction import Reconstruction
+from fastdc.terms.running_means import RunningMeans
 from fastdc.terms.self_expression import ExpressedReconstruction, SelfExpressive
 from fastdc.terms.transport import SwappedPrediction
 from fastdc.terms.watch import Watch
 
 __all__ = [
+    "BalancedTarget",
     "ClusterClassification",
     "ClusterContrast",
     "ConfidentLabels",
@@ -27,10 +32,16 @@ __all__ = [
     "Information",
     "InstanceContrast",
     "KMeansDistance",
+    "LayerReconstruction",
+    "Likelihood",
+    "MixtureEvidence",
     "MutualInformation",
     "NeighborConsistency",
+    "NoisyPass",
+    "OptimalTransport",
     "PairwiseAgreement",
     "Reconstruction",
+    "RunningMeans",
     "SelfAugmentation",
     "SelfExpressive",
     "SiameseContrast",
