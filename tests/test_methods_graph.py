@@ -19,7 +19,7 @@ from fastdc.networks import GraphCentroids, MLPAutoencoder, layer_outputs
 from fastdc.persistence import CheckpointError
 from fastdc.terms import GraphTarget, SiameseContrast, SpectralRelaxation
 from fastdc.training import Batch
-from tests.method_cases import check_conventions, check_resume, check_saving, digits
+from tests.method_cases import Interrupt, check_conventions, check_resume, check_saving, digits
 
 N2D_SMALL = {
     "manifold": "spectral",
@@ -85,6 +85,8 @@ def n2d(X):
 def test_n2d_is_saved_and_resumed(n2d, X, tmp_path, monkeypatch):
     check_saving(n2d, X, tmp_path / "n2d")
     check_resume(N2D(10, **N2D_SMALL), X, tmp_path, monkeypatch, n2d, (1, 7))
+    again = N2D(10, **N2D_SMALL).fit(X, checkpoint=tmp_path / "7", resume=True)  # from the end
+    assert_array_equal(again.labels_, n2d.labels_)
 
 
 def test_n2d_puts_a_full_mixture_on_the_manifold(n2d):
@@ -250,6 +252,8 @@ def sdcn(X):
 def test_sdcn_is_saved_and_resumed(sdcn, X, tmp_path, monkeypatch):
     check_saving(sdcn, X, tmp_path / "sdcn")
     check_resume(SDCN(10, **SDCN_SMALL), X, tmp_path, monkeypatch, sdcn, (2, 8))
+    again = SDCN(10, **SDCN_SMALL).fit(X, checkpoint=tmp_path / "8", resume=True)  # from the end
+    assert_array_equal(again.labels_, sdcn.labels_)
     other = SDCN(10, graph=np.array([[0, 1], [1, 0]]), **SDCN_SMALL)
     with pytest.raises(CheckpointError, match="is of another run"):
         other.fit(X, checkpoint=tmp_path / "2", resume=True)
@@ -263,6 +267,14 @@ def test_sdcn_takes_all_rows_at_each_step_and_has_no_predict(sdcn, X):
     assert not hasattr(sdcn, "predict")
     assert not hasattr(sdcn, "predict_proba")
     assert sdcn.transform(X).shape == (300, 5)
+
+
+def test_sdcn_keeps_what_an_interrupted_fit_reached(X):
+    estimator = SDCN(10, callbacks=[Interrupt(9)], **SDCN_SMALL)
+    with pytest.raises(KeyboardInterrupt):
+        estimator.fit(X)
+    assert estimator.n_iter_ == 4
+    assert estimator.labels_.shape == (300,)
 
 
 def test_sdcn_is_the_papers(X):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import fastdc
@@ -60,6 +60,8 @@ def test_it_is_saved_and_resumed(dsc, X, tmp_path, monkeypatch):
     loaded = DSCNet.load(tmp_path / "dsc")
     assert torch.equal(loaded.head_.coefficients, dsc.head_.coefficients)
     check_resume(DSCNet(10, **SMALL), X, tmp_path, monkeypatch, dsc, (3, 7, 12))
+    again = DSCNet(10, **SMALL).fit(X, checkpoint=tmp_path / "12", resume=True)  # from the end
+    assert_array_equal(again.labels_, dsc.labels_)
 
 
 def test_it_takes_all_rows_at_each_step_and_has_no_predict(dsc, X):

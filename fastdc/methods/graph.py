@@ -179,6 +179,7 @@ class SpectralNet(DeepClusterer):
         space = None
         if self.siamese_epochs:
             space = MLPAutoencoder(self.n_features_in_, self.n_latent, self.hidden, _seeded()).encoder
+            space = space.to(head.offset.dtype)
             neighbors = Mine(self.siamese_neighbors, "euclidean", embedded=False)
             yield neighbors
             contrast = SiameseContrast(space)
