@@ -161,6 +161,39 @@ def training_figure(panels: Sequence[Curves]) -> Figure:
     return figure
 
 
+def k_sweep_figure(table: Sequence[Mapping[str, Any]], suggested: Mapping[str, int | None]) -> Figure:
+    """What ``fastdc.choose_k`` found: a panel a criterion over the numbers of clusters, its choice marked.
+
+    Parameters
+    ----------
+    table : sequence of dict
+        With ``k`` and the criteria; None leaves a gap. ``gap`` is drawn with ``gap_error``.
+    suggested : mapping of str to int or None
+        The criteria, and what each of them prefers.
+    """
+    figure = _new_figure(0.25 + 1.0 * len(suggested))
+    names = {"silhouette": "silhouette", "bic": "BIC", "mixture_bic": "mixture BIC", "gap": "gap"}
+    with _style():
+        panels = figure.subplots(len(suggested), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (criterion, best) in zip(panels, suggested.items()):
+            known = [row for row in table if row[criterion] is not None]
+            k, values = ([row[name] for row in known] for name in ("k", criterion))
+            errors = [row["gap_error"] for row in known] if criterion == "gap" else None
+            axes.errorbar(k, values, errors, color=LINE_COLORS[0], marker="o", markersize=2.5, elinewidth=0.8)
+            if best is not None:
+                axes.plot([best], [values[k.index(best)]], "o", color=ERROR_COLOR, markersize=5, zorder=3)
+            axes.set_title("no suggestion" if best is None else f"suggests {best}", fontsize=7.0, loc="right", pad=2)
+            axes.margins(y=0.12)
+            axes.set_ylabel(names[criterion])
+            axes.grid(axis="y", color="0.9", linewidth=0.5)
+            axes.set_axisbelow(True)
+        panels[-1].set_xlabel("number of clusters")
+        if len(table) < 12:
+            panels[-1].set_xticks([row["k"] for row in table])
+        figure.align_ylabels(panels)
+    return figure
+
+
 def save_figure(figure: Figure, path: str | os.PathLike[str], dpi: int = 300) -> None:
     """Write a figure atomically, in the format that the name ends in (png, pdf, svg)."""
     with atomic_write(path) as file:

@@ -97,6 +97,13 @@ def test_options_reach_the_estimator(folder, blobs, capsys):
         (["--k", "3", "--tol", "-1"], "tol must be 0 or above"),
         (["--k", "3", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["--k", "3", "--device", "gpu"], "device"),
+        (
+            ["--k", "3", "--method", "balanced", "--memory", "1G"],
+            "--memory is for --method kmeans, minibatch,",
+        ),
+        (["--k", "3", "--memory", "1k"], "kmeans of 60 rows of 3 features and 3 clusters needs"),
+        (["--k", "3", "--method", "gmm", "--memory", "1k"], "gmm of 60 rows of 3 features and 3 clusters needs"),
+        (["--k", "3", "--method", "two-level", "--memory", "?"], "--memory must be a number of bytes such as 500M"),
         (["--k", "3", "--set", "algorithm"], "--set must be NAME=VALUE, got 'algorithm'"),
         (["--k", "3", "--set", "algo=lloyd"], "--set algo: KMeans has no such parameter; it has algorithm, backend"),
         (["--k", "3", "--set", "n_clusters=4"], "--set n_clusters gives what another option gives too"),

@@ -1,4 +1,4 @@
-"""The command ``fastdc``: cluster a file, find neighbours, compare labels, run the demo, look at the installation.
+"""The command ``fastdc``: cluster a file, plan that, find neighbours, compare labels, look at the installation.
 
 Results go to stdout, progress and warnings to stderr. The exit status is 0, or 2 with one line on stderr
 that says what was wrong and how to repair it. Nothing heavy is imported before a command needs it.
@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from fastdc._version import __version__
-from fastdc.cli import _cluster, _inspect, _neighbors
+from fastdc.cli import _choose, _cluster, _inspect, _neighbors, _plan
 
 # Typer brings its own copy of click from version 0.20 on: take the base of its errors from what it exports.
 _USAGE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
@@ -28,7 +28,16 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (_cluster.cluster, _neighbors.knn, _inspect.evaluate, _inspect.methods, _inspect.demo, _inspect.doctor):
+for _command in (
+    _cluster.cluster,
+    _plan.plan,
+    _choose.choose_k,
+    _neighbors.knn,
+    _inspect.evaluate,
+    _inspect.methods,
+    _inspect.demo,
+    _inspect.doctor,
+):
     app.command(_command.__name__.replace("_", "-"))(_command)
 
 

@@ -22,6 +22,7 @@ from fastdc.cli._options import (
     Threads,
     check_target,
     open_points,
+    read_bytes,
     use_threads,
 )
 from fastdc.cli._report import print_report
@@ -57,6 +58,14 @@ def cluster(
     pretrain_epochs: Annotated[int | None, _option("Epochs that train the autoencoder first (deep methods).")] = None,
     settings: Annotated[
         list[str] | None, _option("NAME=VALUE: any other parameter of the estimator; may be repeated.", "--set")
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Bytes that may be used, such as 2G: what takes more is refused; default: what is free (kmeans, "
+            "minibatch, gmm). Of rows that are held at a time (two-level).",
+            rich_help_panel=RUN,
+        ),
     ] = None,
     threads: Threads = None,
     device: Device = None,
@@ -105,6 +114,9 @@ def cluster(
         "device": device,
         "deterministic": deterministic or None,
     }
+    most = None if memory is None else read_bytes(memory, "--memory")
+    if most is not None and not chosen.is_planned:
+        given["memory"] = most
     given = {option: value for option, value in given.items() if value is not None}
     parameters = parameters_of(method, given, settings or [])
     if centers is not None and chosen.centers is None:
@@ -118,11 +130,21 @@ def cluster(
     x = open_points(file, key, columns, header)
     if k is not None and k > len(x):
         raise ValueError(f"--k {k} asks for more clusters than {file} has rows ({len(x)}); choose a smaller --k")
+    if chosen.is_planned:
+        _check_fits(x, method, given, most)
     report = _run(method, x, parameters, fit_options, out, centers)
     if quiet or report is None:
         return
     about = {"file": str(file), "n_samples": x.shape[0], "n_features": x.shape[1]}
     print_report(about | report | ({} if seed is None else {"seed": seed}), as_json)
+
+
+def _check_fits(x: Any, method: str, given: dict[str, Any], most: int | None) -> None:
+    from fastdc.planning import check_fits
+
+    names = {"batch_size": "batch_size", "covariance": "covariance_type"}
+    options = {names[option]: value for option, value in given.items() if option in names}
+    check_fits(x, method, given["k"], memory=most, **options)
 
 
 def _run(

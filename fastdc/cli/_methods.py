@@ -14,6 +14,7 @@ from fastdc.cli._options import check_at_least, read_init
 
 COMMON = {"k": "n_clusters", "seed": "random_state", "device": "device"}
 CENTERS = COMMON | {"init": "init", "n_init": "n_init", "max_iter": "max_iter"}
+CENTERS_ONCE = {option: parameter for option, parameter in CENTERS.items() if option != "n_init"}
 DEEP = COMMON | {
     "n_init": "n_init",
     "max_iter": "epochs",
@@ -28,6 +29,7 @@ class Method(NamedTuple):
 
     ``options`` maps an option of the command line to the estimator's parameter; options of ``needed`` must be given.
     ``centers`` is the attribute that ``--centers`` writes. Such as read all rows ``whole`` are handed an array.
+    Where ``is_planned``, :mod:`fastdc.planning` says whether the run fits in memory.
     """
 
     estimator: str
@@ -35,6 +37,7 @@ class Method(NamedTuple):
     centers: str | None = "cluster_centers_"
     needed: tuple[str, ...] = ("k",)
     whole: bool = False
+    is_planned: bool = False
     can_resume: bool = False
     takes_group: bool = False
     is_deep: bool = False
@@ -42,17 +45,24 @@ class Method(NamedTuple):
 
 METHODS = {
     "kmeans": Method(
-        "KMeans", CENTERS | {"tol": "tol", "deterministic": "deterministic"}, can_resume=True, takes_group=True
+        "KMeans",
+        CENTERS | {"tol": "tol", "deterministic": "deterministic"},
+        is_planned=True,
+        can_resume=True,
+        takes_group=True,
     ),
-    "minibatch": Method("MiniBatchKMeans", CENTERS | {"batch_size": "batch_size"}, whole=True),
+    "minibatch": Method("MiniBatchKMeans", CENTERS | {"batch_size": "batch_size"}, whole=True, is_planned=True),
     "spherical": Method("SphericalKMeans", CENTERS | {"tol": "tol"}, whole=True),
     "balanced": Method("BalancedKMeans", CENTERS | {"tol": "tol", "capacity": "capacity"}),
+    "bisecting": Method("BisectingKMeans", CENTERS | {"tol": "tol"}),
+    "two-level": Method("TwoLevelKMeans", CENTERS_ONCE | {"tol": "tol", "memory": "memory"}),
     "gmm": Method(
         "GaussianMixture",
         {**COMMON, "k": "n_components", "init": "means_init", "n_init": "n_init", "max_iter": "max_iter", "tol": "tol"}
         | {"covariance": "covariance_type"},
         centers="means_",
         whole=True,
+        is_planned=True,
     ),
     "spectral": Method(
         "SpectralClustering",
@@ -93,7 +103,7 @@ def parameters_of(name: str, given: Mapping[str, Any], settings: list[str]) -> d
     parameters: dict[str, Any] = {}
     for option, value in given.items():
         if option not in method.options:
-            refuse(name, option, takers(lambda line, option=option: option in line.options))
+            refuse(name, option, takers_of(option))
         if option in LEAST:
             check_at_least(LEAST[option], value, flag(option))
         if option == "init":
@@ -130,6 +140,11 @@ def takers(takes: Callable[..., bool]) -> list[str]:
     """Names of the methods that take something; the deep ones in three words."""
     named = [name for name, line in METHODS.items() if takes(line) and not line.is_deep]
     return [*named, *(["the deep methods"] if any(takes(line) and line.is_deep for line in METHODS.values()) else [])]
+
+
+def takers_of(option: str) -> list[str]:
+    """The methods that an option is for."""
+    return takers(lambda line: option in line.options or (option == "memory" and line.is_planned))
 
 
 def flag(option: str) -> str:
