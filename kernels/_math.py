@@ -1,4 +1,4 @@
-"""log2, exp2, exp and power inside CPU kernels, in a form that LLVM vectorises; the lowest bit of a mask."""
+"""log2, exp2, exp, power and compensated sums inside CPU kernels, as LLVM vectorises them; the lowest bit of a mask."""
 
 from __future__ import annotations
 
@@ -249,3 +249,13 @@ def _exp_beyond_line(x):
     if x == types.float32:
         return lambda x: _exp_beyond_line_float32(x)
     return lambda x: _exp_beyond_line_float64(x)
+
+
+@jit(inline=True)
+def add_compensated(total, lost, lane, value):
+    """total[lane] += value; what the rounding loses is kept in lost[lane], whichever of the two is the larger."""
+    before, corrected = total[lane], value + lost[lane]
+    after = before + corrected
+    taken = after - before
+    lost[lane] = (before - (after - taken)) + (corrected - taken)
+    total[lane] = after

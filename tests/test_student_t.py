@@ -98,6 +98,13 @@ def test_loss_matches(shape, target, alpha, power, frequency_power):
     check_loss(make_case)
 
 
+@pytest.mark.parametrize(("alpha", "power", "frequency_power"), EXPONENTS)
+def test_small_loss_of_nearly_certain_rows(alpha, power, frequency_power):
+    """What p and q lack of one decides: sums of a large number and small ones, in any order, must lose nothing."""
+    exponents = {"alpha": alpha, "power": power, "frequency_power": frequency_power}
+    check_loss(lambda seed: (*make_points(257, 10, 33, spread=0.3, seed=seed), exponents), seeds=20)
+
+
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("alpha", [1.0, 2.5])
 def test_float64_stays_float64(target, alpha):

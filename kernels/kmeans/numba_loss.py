@@ -18,7 +18,7 @@ from torch import Tensor
 from fastdc.kernels import _tile
 from fastdc.kernels._lanes import padded
 from fastdc.kernels._lengths import sq_length
-from fastdc.kernels._math import exp2
+from fastdc.kernels._math import add_compensated, exp2
 from fastdc.kernels._numba import jit
 from fastdc.kernels._parallel import block_rows, distances_ns, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
@@ -26,7 +26,7 @@ from fastdc.kernels._rows import Rows, as_array, empty, numpy_dtype
 from fastdc.kernels._tile import gradient_tile, load_rows, prepare_centers, sq_distance_tile
 from fastdc.kernels._vectors import LANES
 from fastdc.kernels.kmeans.numba_kernel import nearest_center
-from fastdc.kernels.student_t.numba_tiles import add, subtract_and_clear
+from fastdc.kernels.student_t.numba_tiles import subtract_and_clear
 
 LOG2_E = 1.0 / math.log(2.0)
 
@@ -211,8 +211,8 @@ def _weigh(scratch, inverse_temperature):
             value = largest if value > largest else value
             row[lane] = value
             weight = exp2(value * factor)
-            add(mass, lost_mass, lane, weight)
-            add(excess, lost_excess, lane, weight * value)
+            add_compensated(mass, lost_mass, lane, weight)
+            add_compensated(excess, lost_excess, lane, weight * value)
     for lane in range(LANES):
         excess[lane] *= one / mass[lane]
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdc.kernels._lanes import load_columns, make_corner, padded, store_columns
-from fastdc.kernels._math import log2
+from fastdc.kernels._math import add_compensated, log2
 from fastdc.kernels._numba import jit
 from fastdc.kernels._sweeps import add_sums_of_lanes
 from fastdc.kernels._vectors import LANES
@@ -42,18 +42,10 @@ def _tiny(array):
 
 
 @jit(inline=True)
-def _add(total, lost, lane, value):
-    """Compensated sum: thousands of small p beside a large one must not be lost."""
-    corrected = value - lost[lane]
-    larger = total[lane] + corrected
-    lost[lane] = (larger - total[lane]) - corrected
-    total[lane] = larger
-
-
-@jit(inline=True)
 def _add_row(total, lost, row):
+    """Thousands of small p beside a large one must not be lost."""
     for lane in range(LANES):
-        _add(total, lost, lane, row[lane])
+        add_compensated(total, lost, lane, row[lane])
 
 
 @jit

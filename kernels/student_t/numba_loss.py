@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastdc.kernels._math import log2, power
+from fastdc.kernels._math import add_compensated, log2, power
 from fastdc.kernels._numba import jit
 from fastdc.kernels._tile import gradient_tile
 from fastdc.kernels._vectors import LANES
 from fastdc.kernels.student_t.numba_tiles import (
     LN2,
-    add,
     add_frequency,
     assign_tile,
     raised,
@@ -102,7 +101,7 @@ def _target_mass(q, gain, exponent, inverse):
     for j in range(q.shape[0]):
         weight = gain[j]
         for lane in range(LANES):
-            add(inverse, lost, lane, raised(q[j, lane], exponent) * weight)
+            add_compensated(inverse, lost, lane, raised(q[j, lane], exponent) * weight)
     for lane in range(LANES):
         inverse[lane] = one / inverse[lane] if inverse[lane] != zero else zero
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastdc.kernels import _tile
-from fastdc.kernels._math import log2, power
+from fastdc.kernels._math import add_compensated, log2, power
 from fastdc.kernels._numba import jit
 from fastdc.kernels._tile import gradient_tile, load_rows, sq_distance_tile
 from fastdc.kernels._vectors import LANES
@@ -174,24 +174,15 @@ def _general_kernel(q, slope, inverse_alpha, exponent, largest):
             q[j, lane] = power(slope[j, lane] / steepest[lane], exponent)
 
 
-@jit(inline=True)
-def add(total, lost, lane, value):
-    """Compensated sum: an error common to a row's q would not cancel in p - q, and one large q hides small ones."""
-    corrected = value - lost[lane]
-    larger = total[lane] + corrected
-    lost[lane] = (larger - total[lane]) - corrected
-    total[lane] = larger
-
-
 @jit(inner=True)
 def sum_centers(tile, total):
-    """Sum over centers of each lane."""
+    """Sum over centers of each lane, compensated: an error common to a row's q would not cancel in p - q."""
     lost = np.zeros(LANES, tile.dtype)
     for lane in range(LANES):
         total[lane] = tile.dtype.type(0)
     for j in range(tile.shape[0]):
         for lane in range(LANES):
-            add(total, lost, lane, tile[j, lane])
+            add_compensated(total, lost, lane, tile[j, lane])
 
 
 @jit(reassociate=True)
@@ -253,7 +244,7 @@ def _assign_weights(scratch, alpha, weights):
     lost = np.zeros(LANES, q.dtype)
     for j in range(q.shape[0]):
         for lane in range(LANES):
-            add(expected, lost, lane, q[j, lane] * weights[j, lane])
+            add_compensated(expected, lost, lane, q[j, lane] * weights[j, lane])
     for j in range(q.shape[0]):
         for lane in range(LANES):
             slope = slope_of(scratch, alpha, j, lane)

@@ -59,8 +59,9 @@ def times_log(factor, value):
 def add_compensated(total, lost, value):
     """(total, lost) of a sum whose rounding error is carried along: an error common to a row's q is seen in p - q."""
     corrected = value - lost
-    larger = total + corrected
-    return larger, (larger - total) - corrected
+    after = total + corrected
+    taken = after - total  # exact whichever of the two is larger: large ones come late too
+    return after, ((after - taken) - total) + (taken - corrected)
 
 
 @triton.jit(do_not_specialize=RUNTIME)
