@@ -29,6 +29,7 @@ from fastdc.kernels import (
     sinkhorn,
     student_t,
 )
+from fastdc.kernels.neighbors.points import distances_of, keys_of, metric_rows
 
 
 class Size(NamedTuple):
@@ -223,9 +224,9 @@ CALLS: dict[str, Call] = {
     "contingency_table": lambda m, **o: contingency.contingency_table(
         m.labels, m.labels.roll(1), n_classes=m.size.k, n_clusters=m.size.k, **o
     ).counts,
-    "knn": lambda m, **o: neighbors.knn(m.x, min(16, m.size.n - 1), **o),
-    "knn: queries": lambda m, **o: neighbors.knn(m.x, min(100, m.size.n), m.y, "cosine", **o),
-    "knn: inner product": lambda m, **o: neighbors.knn(m.x, min(40, m.size.n - 1), None, "inner_product", **o),
+    "knn": lambda m, **o: _knn(m, min(16, m.size.n - 1), None, "euclidean", **o),
+    "knn: queries": lambda m, **o: _knn(m, min(100, m.size.n), m.y, "cosine", **o),
+    "knn: inner product": lambda m, **o: _knn(m, min(40, m.size.n - 1), None, "inner_product", **o),
     "radius_neighbors": lambda m, **o: neighbors.radius_neighbors(m.x, 0.5 * m.size.d**0.5, **o),
     "radius_counts": lambda m, **o: density.radius_counts(m.x, 0.5 * m.size.d**0.5, **o),
     "density_clusters": lambda m, **o: density.density_clusters(m.x, 0.5 * m.size.d**0.5, 3, **o),
@@ -281,6 +282,17 @@ CALLS: dict[str, Call] = {
         m.unit_x, m.unit_centers, m.labels, **o
     ),
 }  # fmt: skip
+
+
+def _knn(m: Material, n_neighbors: int, queries: Tensor | None, metric: str, **options: Any) -> list[Tensor]:
+    """The distances found, and those of the rows found: which of two equally near rows it is, rounding decides.
+
+    Under "cosine" rows are divided by their lengths in their own dtype: pairs nearer to each other than that are equal.
+    """
+    found = neighbors.knn(m.x, n_neighbors, queries, metric, **options)
+    x, asked = (metric_rows(t, metric, torch.float64) for t in (m.x, m.x if queries is None else queries))
+    keys = keys_of(asked[:, None], x[found.indices], metric)
+    return [found.distances, distances_of(keys, metric, found.distances.dtype)]
 
 
 def _hardest_pairs(m: Material, **options: Any) -> list[Tensor]:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastdc.kernels._calls import Size
 from fastdc.kernels.neighbors import custom_ops, knn, numba_kernel, radius_neighbors
+from tests.gpu_cases import check
 from tests.neighbors_cases import DTYPES, METRICS, all_pairs, assert_finds, exact_knn, make_points
 
 BACKENDS = ["reference", "numba"]
@@ -69,6 +71,12 @@ def test_is_scikit_learn(backend, metric):
         graph = model.radius_neighbors_graph(queries.numpy(), 2.5, mode="distance")
         near = radius_neighbors(x, 2.5, queries, backend=backend).to_scipy(400)
         np.testing.assert_allclose(near.toarray(), graph.toarray(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["knn", "knn: queries", "knn: inner product"])
+def test_other_rows_than_those_of_float64_are_as_near(name):
+    """Of float32 rows made of length one some pairs are equally near, whose order in float64 is another."""
+    check(name, Size(1000, 129, 64), torch.float32, "cpu", "numba", seeds=6)
 
 
 @pytest.mark.parametrize("n", [300, 1300])
