@@ -158,6 +158,15 @@ def test_bad_parameters_raise_before_training(X, monkeypatch, method, parameters
         method(10, **(small | parameters)).fit(X)
 
 
+def test_digits_are_told_apart():
+    X, y = digits(1797)
+    options = SMALL | {"n_latent": 32, "hidden": (128, 128), "pretrain_epochs": 40, "batch_size": 256}
+    scan = SCAN(10, **(options | {"epochs": 50, "metric": "euclidean"})).fit(X)
+    assert fastdc.normalized_mutual_info(y, scan.labels_) > 0.65
+    deep = DeepCluster(10, **(options | {"epochs": 20})).fit(X)  # whitened and without images' augmentations
+    assert fastdc.normalized_mutual_info(y, deep.labels_) > 0.4
+
+
 def test_the_library_exports_them():
     assert fastdc.SCAN is SCAN
     assert fastdc.DeepCluster is DeepCluster
