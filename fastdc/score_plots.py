@@ -33,7 +33,13 @@ def comparison_figure(comparison: Comparison) -> Figure:
             _dots(left, values, height, LINE_COLORS[i % len(LINE_COLORS)], name)
         left.set(xlabel="score", yticks=places, yticklabels=[outcome.name for outcome in outcomes])
         _dots(right, [outcome.seconds for outcome in outcomes], places, "0.2", None)
-        right.set(xlabel="seconds", xscale="log")
+        right.set_xlabel("seconds")
+        seconds = [float(np.mean(outcome.seconds)) for outcome in outcomes]
+        if max(seconds) > 10 * min(seconds):
+            right.set_xscale("log")
+            right.xaxis.set_minor_formatter("")
+        else:
+            right.set_xlim(0, 1.15 * max(max(outcome.seconds) for outcome in outcomes))
         for axes in (left, right):
             axes.grid(axis="x", color="0.9", linewidth=0.5)
             axes.set_axisbelow(True)
