@@ -30,7 +30,9 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-@parametrize_with_checks([DAC(3, hidden=(16,), n_latent=16, epochs=30, batch_size=32, learning_rate=1e-2)])
+@parametrize_with_checks(
+    [DAC(3, hidden=(32,), n_latent=32, epochs=60, batch_size=None, learning_rate=3e-3, dropout=0.0)]
+)
 def test_scikit_learn_conventions(estimator, check):
     check(estimator)
 

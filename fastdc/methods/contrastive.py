@@ -38,10 +38,10 @@ class CC(ViewClusterer):
 
     Notes
     -----
-    The objective, its temperatures, the heads, and Adam at 0.0003 in batches of 256 are the paper's. Different: it
-    trains ResNet-34 for 1,000 epochs on images of 224 x 224; the network here is small (``channels``, ``n_blocks``
-    and ``n_latent``, or ``encoder=``), and so are the views, which know neither colour jitter nor blur
-    (:meth:`augmentation`, or ``views=``).
+    The objective, its temperatures, the heads, and Adam in batches of 256 are the paper's. Different: it trains
+    ResNet-34 for 1,000 epochs at a rate of 0.0003 on images of 224 x 224; the network here is small (``channels``,
+    ``n_blocks`` and ``n_latent``, or ``encoder=``) and learns at 0.001, and views know neither colour jitter nor
+    blur (:meth:`augmentation`, or ``views=``).
 
     References
     ----------
@@ -56,7 +56,6 @@ class CC(ViewClusterer):
     (90,)
     """
 
-    learning_rate: float = 3e-4
     temperature: float = 0.5
     cluster_temperature: float = 1.0
     balance: float = 1.0
@@ -93,7 +92,8 @@ class SwAV(ViewClusterer):
         None is ``n_clusters``: the nearest prototype is then the cluster. With more, clusters are made by k-means of
         the embeddings at the end.
     n_small : int
-        Further views, cut to 0.2 to 0.5 of the area (colour images) or with the dropout doubled (vectors).
+        Further views: colour images cut to 0.2 to 0.5 of the area, vectors with the dropout doubled, gray images as
+        in the first two.
     temperature, epsilon, n_iters
         Of the predictions; regularisation and iterations of the codes.
     n_init : int

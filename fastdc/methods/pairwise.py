@@ -56,7 +56,7 @@ class DAC(ViewClusterer):
     epochs: int = 45
     upper: float = 0.95
     lower: float = 0.455
-    logit_scale: float = 3.0
+    logit_scale: float = 4.0
 
     def make_head(self, n_latent: int) -> SoftmaxHead:
         head = SoftmaxHead(n_latent, self.n_clusters)
