@@ -5,19 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from fastdc._runs import check_same_run, read_run
+from fastdc.distributed import Ranks
 from fastdc.persistence import CheckpointError, parse_checkpoint, write_checkpoint
-
-if TYPE_CHECKING:
-    from fastdc.training.trainer import Stage, Trainer
 
 FILE = "training.safetensors"
 SECONDS = 10.0  # from one checkpoint to the next
+
+
+class Fit(Protocol):
+    """What a checkpoint keeps of a trainer."""
+
+    network: nn.Module
+    head: nn.Module | None
+    x: Any
+    settings: Any
+    ranks: Ranks
+    order: torch.Generator
+    scaler: torch.amp.GradScaler
+    history: list[dict[str, Any]]
+
+
+class Remembers(Protocol):
+    """What a checkpoint keeps of a stage: its terms, and its ``memory`` where it has one."""
+
+    def terms(self) -> list[nn.Module]: ...
 
 
 class Position(NamedTuple):
@@ -49,12 +66,12 @@ class Checkpoint:
         self.identity, self.resume = identity or {}, resume
         self._written = time.monotonic()
 
-    def write_if_due(self, trainer: Trainer, stages: Sequence[Stage], position: Position) -> None:
+    def write_if_due(self, trainer: Fit, stages: Sequence[Remembers], position: Position) -> None:
         """Write if the last time is long enough ago."""
         if time.monotonic() - self._written >= SECONDS:
             self.write(trainer, stages, position)
 
-    def write(self, trainer: Trainer, stages: Sequence[Stage], position: Position) -> None:
+    def write(self, trainer: Fit, stages: Sequence[Remembers], position: Position) -> None:
         """Write the state, atomically, on the first process."""
         if self.path is None or trainer.ranks.rank > 0:
             return
@@ -82,7 +99,7 @@ class Checkpoint:
         write_checkpoint(self.path, tensors, description)
         self._written = time.monotonic()
 
-    def restore(self, trainer: Trainer, stages: Sequence[Stage]) -> Position:
+    def restore(self, trainer: Fit, stages: Sequence[Remembers]) -> Position:
         """Put everything where the checkpoint has it, if there is one to go on from."""
         if self.path is None:
             return Position()
@@ -115,7 +132,7 @@ class Checkpoint:
 NO_CHECKPOINT = Checkpoint(None)
 
 
-def _modules(trainer: Trainer, stages: Sequence[Stage]) -> dict[str, nn.Module]:
+def _modules(trainer: Fit, stages: Sequence[Remembers]) -> dict[str, nn.Module]:
     """Everything with weights, by name."""
     named: dict[str, nn.Module] = {"network": trainer.network}
     if trainer.head is not None:
@@ -123,11 +140,11 @@ def _modules(trainer: Trainer, stages: Sequence[Stage]) -> dict[str, nn.Module]:
     return named | {f"stage{i}.{j}": term for i, stage in enumerate(stages) for j, term in enumerate(stage.terms())}
 
 
-def _memories(stages: Sequence[Stage]) -> dict[str, dict[str, Tensor]]:
+def _memories(stages: Sequence[Remembers]) -> dict[str, dict[str, Tensor]]:
     """What stages and their terms remember, by name."""
     named = {f"memory{i}.stage": stage.memory for i, stage in enumerate(stages) if hasattr(stage, "memory")}
     for i, stage in enumerate(stages):
-        named |= {f"memory{i}.{j}": term.memory for j, term in enumerate(stage.terms())}  # type: ignore[misc]
+        named |= {f"memory{i}.{j}": term.memory for j, term in enumerate(stage.terms())}
     return named
 
 
