@@ -1,6 +1,5 @@
 """What two processes compute for ``test_sinkhorn_group.py``, each from its own rows; started by spawn."""
 
-import gc
 import math
 
 import torch
@@ -13,6 +12,7 @@ from fastdc.kernels.sinkhorn import (
     swapped_prediction_loss,
 )
 from fastdc.losses import SwAVLoss
+from tests.group_cases import drop_group
 from tests.sinkhorn_cases import make_scores, make_views
 
 COUNTS = (70, 37)  # rows of each process
@@ -76,6 +76,5 @@ def work(rank, folder):
     group, own = dist.group.WORLD, parts(rank)
     queue = torch.load(f"{folder}/queue.pt")[rank]
     torch.save((run(own, group), run_losses(own, group, queue), run_ddp(own)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
     del group
-    gc.collect()  # a group that outlives the interpreter aborts the process
+    drop_group()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,8 @@ class VaDELoss(nn.Module):
         Above 0, up to a factor; equal if not given.
     detach_responsibilities : bool
         As in :func:`fastdc.vade_loss`.
+    group : torch.distributed.ProcessGroup, optional
+        As in :func:`fastdc.vade_loss`. Not part of ``state_dict``.
 
     Attributes
     ----------
@@ -47,6 +51,7 @@ class VaDELoss(nn.Module):
         covariances: Tensor | None = None,
         weights: Tensor | None = None,
         detach_responsibilities: bool = False,
+        group: Any = None,
     ) -> None:
         super().__init__()
         check_points(means, "means")
@@ -64,7 +69,7 @@ class VaDELoss(nn.Module):
         self.means = nn.Parameter(means.detach().clone())
         self.log_vars = nn.Parameter(covariances.detach().log().to(means.dtype))
         self.logits = nn.Parameter(weights.detach().log().to(means.dtype))
-        self.detach_responsibilities = detach_responsibilities
+        self.detach_responsibilities, self.group = detach_responsibilities, group
 
     @property
     def weights(self) -> Tensor:
@@ -81,6 +86,7 @@ class VaDELoss(nn.Module):
             self.log_vars,
             self.logits,
             detach_responsibilities=self.detach_responsibilities,
+            group=self.group,
         )
 
     @torch.no_grad()

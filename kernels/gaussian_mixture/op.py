@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from fastdc.kernels import _checks
 from fastdc.kernels._backend import choose
 from fastdc.kernels._checks import check_not_negative, check_points, check_vector
+from fastdc.kernels._group import check_group, sum_over
 from fastdc.kernels.gaussian_mixture import custom_ops
 from fastdc.kernels.gaussian_mixture.checks import check_covariances, check_mixture
 from fastdc.kernels.gaussian_mixture.reference import gmm_rows_reference, gmm_step_reference
@@ -190,6 +191,7 @@ def gmm_step(
     *,
     sample_weight: Tensor | None = None,
     check_finite: bool = False,
+    group: Any = None,
     backend: str | None = None,
 ) -> GMMStep:
     r"""Everything an iteration of EM needs, from one pass over the rows.
@@ -212,6 +214,9 @@ def gmm_step(
         As in :func:`gmm_responsibilities`.
     sample_weight : Tensor of shape (n_samples,), optional
         Finite, 0 or above. None is one for each row.
+    group : torch.distributed.ProcessGroup, optional
+        Over whose processes the rows are spread, each with any number of them, in eager mode. All processes get the
+        statistics of all rows: those of a process are added up by one ``all_reduce``.
 
     Returns
     -------
@@ -256,11 +261,21 @@ def gmm_step(
         sample_weight = sample_weight.detach()
     if check_finite:
         _checks.check_finite(("x", x), ("means", means), ("sample_weight", sample_weight))
+    check_group(group)
     name = choose("gmm_step", x, backend)
     tensors = x.detach(), means.detach(), covariances.detach(), weights.detach()
     if name == "reference":
-        return GMMStep(*gmm_step_reference(*tensors, sample_weight, covariance_type))
-    return GMMStep(*custom_ops.gmm_step(name, *tensors, sample_weight, covariance_type))
+        step = GMMStep(*gmm_step_reference(*tensors, sample_weight, covariance_type))
+    else:
+        step = GMMStep(*custom_ops.gmm_step(name, *tensors, sample_weight, covariance_type))
+    return step if group is None else _over_ranks(step, group)
+
+
+def _over_ranks(step: GMMStep, group: Any) -> GMMStep:
+    """The sums of all processes; a count of rows is exact in float64."""
+    flat = sum_over(torch.cat([field.flatten().double() for field in step]), group)
+    fields = flat.split([field.numel() for field in step])
+    return GMMStep(*(total.view_as(field).to(field.dtype) for total, field in zip(fields, step)))
 
 
 def gmm_update(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastdc.kernels._autograd import refuse_transforms
 from fastdc.kernels._backend import choose
+from fastdc.kernels._group import check_group, shares_of
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.gaussian_mixture import custom_ops
 from fastdc.kernels.gaussian_mixture.checks import check_latent
@@ -22,6 +25,7 @@ def vade_loss(
     logits: Tensor,
     *,
     detach_responsibilities: bool = False,
+    group: Any = None,
     backend: str | None = None,
 ) -> Tensor:
     r"""The divergence in VaDE's objective: of q(z, c | x) from a mixture prior, its responsibilities of the sample z.
@@ -56,13 +60,18 @@ def vade_loss(
     detach_responsibilities : bool
         Whether the gammas are constants: then z gets no gradient from here, and means and variances none through
         the gammas.
+    group : torch.distributed.ProcessGroup, optional
+        Over whose processes the rows are spread, each with any number of them, in eager mode. Each process returns
+        W / N times the sum over its own rows, with W processes and N rows in all, so that the average over the
+        processes, which ``DistributedDataParallel`` makes of the gradients too, is what one process with all rows
+        gets.
     backend : {None, "reference", "numba", "triton"}
         None chooses by device (see ``fastdc.explain``); a name forces it or raises ``BackendError``.
 
     Returns
     -------
     loss : Tensor, zero-dimensional, float32 (float64 where an input is)
-        Mean over rows.
+        Mean over rows; with a group as said there.
 
     Notes
     -----
@@ -89,10 +98,15 @@ def vade_loss(
     0.0
     """
     check_latent(z, mu, log_var, means, log_vars, logits)
+    check_group(group)
     name = choose("vade_loss", z, backend)
     detach, dtype = bool(detach_responsibilities), working_dtype(z, mu, log_var, means, log_vars, logits)
     leaves = z, mu, log_var, means, log_vars, torch.log_softmax(logits.to(dtype), dim=0)
+    rows: float = z.shape[0]
+    if group is not None:
+        shares = shares_of(z.shape[0], group, z.device)
+        rows = shares.total / len(shares.counts)
     if name == "reference":
-        return vade_loss_reference(*leaves, detach) / z.shape[0]
+        return vade_loss_reference(*leaves, detach) / rows
     refuse_transforms("vade_loss", *leaves)
-    return custom_ops.vade_loss(name, list(leaves), detach) / z.shape[0]
+    return custom_ops.vade_loss(name, list(leaves), detach) / rows

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -30,7 +31,8 @@ def _kernels(backend: str) -> Any:
     return triton_kernel
 
 
-_groups: dict[str, Any] = {}  # by name: operators take no process groups
+# by name, since operators take no process groups; a group must not live on here once its users have dropped it
+_groups: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
 
 def _swapped(
