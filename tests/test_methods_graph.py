@@ -347,6 +347,13 @@ def test_sdcn_learns_from_a_graph_what_the_autoencoder_does_not_know():
     assert fastdc.adjusted_rand_index(y, sdcn.labels_) > fastdc.adjusted_rand_index(y, of_centers) + 0.2
 
 
+@pytest.mark.slow
+def test_sdcn_beats_kmeans():
+    X, y = digits(1797)
+    labels = SDCN(10, hidden=(256, 256), pretrain_epochs=60, random_state=0).fit(X).labels_
+    assert fastdc.normalized_mutual_info(y, labels) > 0.76  # k-means: 0.74
+
+
 def test_the_library_exports_them():
     assert fastdc.N2D is N2D
     assert fastdc.SpectralNet is SpectralNet
