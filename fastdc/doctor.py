@@ -48,7 +48,7 @@ def examine(warm: bool = False) -> dict[str, Any]:
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
         "packages": {name: found._asdict() for name, found in imports.items()},
-        "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "usable_cores": usable_cores()},
+        "cpu": {"name": _cpu_name(), "cores": os.cpu_count(), "usable_cores": _usable_cores()},
         "environment": {
             name: os.environ[name]
             for name in ("FASTDC_BACKEND", "FASTDC_CACHE_DIR", "CUDA_VISIBLE_DEVICES", *THREAD_VARIABLES)
@@ -153,7 +153,7 @@ def _cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def usable_cores() -> int:
+def _usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

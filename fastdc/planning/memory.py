@@ -15,7 +15,8 @@ from fastdc.data.stream import BUFFERS
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
-KERNEL_BYTES = 8 << 20  # scratch and what small calls leave with the allocator
+KERNEL_BYTES = 4 << 20  # scratch and what small calls leave with the allocator
+LABEL_BYTES = 49  # a row, measured: labels of two passes, and what compares and counts them
 MOST_GROUPS = 65  # of the bounds of k-means
 
 
@@ -34,9 +35,9 @@ class Shape(NamedTuple):
 
 
 def kmeans_bytes(shape: Shape) -> int:
-    """Of ``KMeans`` over an array, beside it: labels of two passes, and bounds where it keeps them."""
+    """Of ``KMeans`` over an array, beside it: labels of two passes, and bounds, which it may come to keep."""
     groups = min(MOST_GROUPS, math.isqrt(shape.k) + 1) if shape.k >= 16 and shape.d >= 9 else 0
-    per_row = 17 + (8 + 4 * groups if groups else 0)
+    per_row = LABEL_BYTES + (8 + 4 * groups if groups else 0)
     return shape.n * per_row + _center_bytes(shape) + KERNEL_BYTES
 
 

@@ -78,7 +78,9 @@ def plan(
     Notes
     -----
     Takes one to four seconds: a product of matrices, a copy, and the method's own kernel on some of the rows. Bytes
-    are counted, not measured. What a slow disk takes to read rows for the first time is seen of one block only.
+    are counted, not measured; an iteration of k-means over an array that fills empty clusters takes some 40 bytes a
+    row more, and 32 for each feature of 8,192 rows. Of a row source at most five blocks are read: a disk that is
+    slower further on is not foreseen.
 
     Examples
     --------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,14 +15,15 @@ from fastdc._input import as_tensor
 from fastdc.cluster.gaussian_mixture import GaussianMixture
 from fastdc.cluster.mini_batch import MiniBatchKMeans, _State
 from fastdc.cluster.streaming import MOST_ROWS, block_of
-from fastdc.data import RowSource
-from fastdc.doctor import usable_cores
+from fastdc.data import RowSource, iter_chunks
 from fastdc.kernels._parallel import distances_ns
 from fastdc.kernels.kmeans import center_update, kmeans_step
 
 TRIAL_NS = 2e8  # of a kernel on the larger of two samples, about
 FEWEST, MOST = 512, 1 << 18  # rows of it
 REPEATS = 3
+TRIAL_BLOCKS = 5  # of a row source that are read while others are at work
+LONGEST_BLOCK = 0.3  # seconds of the kernel; in longer ones reading hides
 
 
 class Machine(NamedTuple):
@@ -62,10 +64,10 @@ def kmeans_iteration(rows: RowSource, n_clusters: int, *, streamed: bool) -> flo
     if not streamed:
         return line.of(n)
     block = min(n, block_of(d, rows.dtype, MOST_ROWS))
-    reading = n * _reading_a_row(rows, block)
+    if block < n and line.of(block) < LONGEST_BLOCK:
+        return n * _both_a_row(rows, block, step)
     computing = -(-n // block) * line.once + n * line.a_row
-    has_core_left = torch.get_num_threads() < usable_cores()
-    return max(reading, computing) if has_core_left else reading + computing  # a thread reads ahead
+    return max(n * _reading_a_row(rows, block), computing)  # a thread reads ahead
 
 
 def mini_batch_pass(rows: RowSource, n_clusters: int, batch_size: int) -> float:
@@ -118,6 +120,19 @@ def _some(x: Tensor, count: int) -> Tensor:
     """So many rows of x, again and again where there are fewer, a little apart."""
     chosen = x[torch.arange(count) * 7919 % len(x)]
     return chosen + 1e-3 * torch.arange(count, dtype=x.dtype)[:, None] * chosen.abs().mean() / count
+
+
+def _both_a_row(rows: RowSource, block: int, step: Callable[[Tensor], None]) -> float:
+    """Seconds a row that reading and computing take together, of blocks after the first."""
+    times, seen = [], 0
+    with closing(iter_chunks(rows, block)) as chunks:  # type: ignore[type-var]
+        for _, x in chunks:
+            step(x)
+            times.append(time.perf_counter())
+            seen += len(x) if len(times) > 1 else 0
+            if len(times) == TRIAL_BLOCKS:
+                break
+    return (times[-1] - times[0]) / seen
 
 
 def _reading_a_row(rows: RowSource, block: int) -> float:
