@@ -1,6 +1,5 @@
 """One of several processes that train together; run by ``test_training_group.py``, compared with one that is alone."""
 
-import gc
 import os
 import sys
 
@@ -13,6 +12,7 @@ from sklearn.datasets import make_blobs
 from fastdc.methods import IDEC
 from fastdc.networks import MLPAutoencoder
 from fastdc.training import Settings, Term, Train, Trainer
+from tests.group_cases import drop_group
 
 SMALL = {"n_latent": 2, "hidden": (16,), "pretrain_epochs": 10, "epochs": 6, "batch_size": 33, "n_init": 2, "tol": None}
 
@@ -64,9 +64,7 @@ def main(rank, size, folder):
     check_gradients_are_those_of_all_rows(rank)
     check_a_method_finds_the_same_clusters(rank, folder)
     check_small_batches_are_refused()
-    dist.barrier()
-    dist.destroy_process_group()
-    gc.collect()
+    drop_group()
     print("all cases agree")
 
 
