@@ -80,7 +80,8 @@ def plan(
     Takes one to four seconds: a product of matrices, a copy, and the method's own kernel on some of the rows. Bytes
     are counted, not measured; an iteration of k-means over an array that fills empty clusters takes some 40 bytes a
     row more, and 32 for each feature of 8,192 rows. Of a row source at most five blocks are read: a disk that is
-    slower further on is not foreseen.
+    slower further on is not foreseen. Nine runs of up to 1,000,000 rows on one busy core took 5 % less to 29 % more
+    seconds than planned, and of peaks of over 20 MB 26 % less to 21 % more (``bench/results/plans.jsonl``).
 
     Examples
     --------
