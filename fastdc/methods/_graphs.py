@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,9 @@ def read_graph(graph: Any, n_samples: int) -> Tensor:
     graph.eliminate_zeros()
     indptr, columns = (torch.from_numpy(part.astype(np.int64)) for part in (graph.indptr, graph.indices))
     values = torch.from_numpy(graph.data)
-    return torch.sparse_csr_tensor(indptr, columns, values, size=graph.shape, check_invariants=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta")
+        return torch.sparse_csr_tensor(indptr, columns, values, size=graph.shape, check_invariants=False)
 
 
 def csr_parts(graph: Tensor) -> tuple[Tensor, Tensor, Tensor]:
