@@ -9,6 +9,7 @@ says whether it did: ``gather_numbers``, ``check`` and ``all_sum`` take the erro
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -269,6 +270,9 @@ def torchrun_group() -> Iterator[Any]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # once there is a group, this module's defaults would hold it when torch imports it: threads of gloo that are alive
+    # when the interpreter ends may abort the process
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield "world"
