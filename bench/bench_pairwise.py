@@ -13,6 +13,7 @@ from bench._harness import Bench, Cost, Inputs, Provider, Rows, make_compiled, m
 
 TRUTH_ROWS = 512  # of a silhouette whose truth is computed
 TEMPERATURE = 64.0
+MARGIN = 0.2
 
 
 def make_fastdc(op: str, **options: Any) -> Callable[..., Tensor]:
@@ -93,6 +94,16 @@ def triplets_eager(x: Tensor, labels: Tensor) -> Tensor:
     return torch.nn.functional.softplus(far - near).mean()
 
 
+def all_triplets_eager(x: Tensor, labels: Tensor) -> Tensor:
+    """The triplets that are valid, in a list: fewer than n^3, and the best of torch's forms where classes are small."""
+    dists = sq_dists(x).clamp(min=1e-12).sqrt()
+    same = labels == labels[:, None]
+    itself = torch.eye(len(x), dtype=torch.bool, device=x.device)
+    anchor, positive = (same & ~itself).nonzero(as_tuple=True)
+    terms = (MARGIN + dists[anchor, positive][:, None] - dists[anchor]).masked_fill(same[anchor], 0.0).relu()
+    return terms.sum() / (terms > 0).sum()
+
+
 # --- truth and cost
 
 
@@ -146,6 +157,16 @@ def triplets_cost(*, n: int, d: int, k: int, itemsize: int, mode: str) -> Cost:
     """The distances of all pairs, by halves; the gradient is of the order of the rows."""
     flops = 0.0 if mode == "backward" else float(n * n * d)
     return Cost(flops=flops, bytes_moved=float(4 * n * d * itemsize))
+
+
+def all_triplets_cost(*, n: int, d: int, k: int, itemsize: int, mode: str) -> Cost:
+    """The distances of all pairs, and their weights times the rows in the gradient."""
+    return loss_cost(n=n, width=d, itemsize=itemsize, mode=mode)
+
+
+def triplets_bytes(*, n: int, k: int, itemsize: int, **rest: int) -> int:
+    """Six numbers a triplet."""
+    return 6 * n * n * n // k * itemsize
 
 
 def square_bytes(*, n: int, itemsize: int, copies: int, **rest: int) -> int:
@@ -205,4 +226,21 @@ BENCHES = [
     ),
     _loss_bench("soft_nearest_neighbor_loss", "x", neighbors_eager, cost=neighbors_cost, **PAIRS),
     _loss_bench("triplet_loss", "x", triplets_eager, cost=triplets_cost, **PAIRS),
+    Bench(
+        op="triplet_loss_all",
+        shapes=[{"n": 1024, "d": 128, "k": 100}, {"n": 512, "d": 64, "k": 10}],
+        tiny=PAIRS["tiny"],
+        inputs=cluster_inputs,
+        outputs=("loss",),
+        gradients=("x",),
+        truth=truth_of(all_triplets_eager, "x"),
+        cost=all_triplets_cost,
+        providers={
+            **{
+                name: Provider(partial(make_fastdc, "triplet_loss", margin=MARGIN, mining="all", backend=name), **where)
+                for name, where in (("reference", {}), ("numba", {"devices": ("cpu",)}))
+            },
+            "eager": Provider(partial(make_plain, all_triplets_eager), triplets_bytes),
+        },
+    ),
 ]

@@ -156,6 +156,11 @@ def _soft_nearest_neighbor_loss(x: Tensor, centers: Tensor) -> None:
     pairwise.soft_nearest_neighbor_loss(x.clone().requires_grad_(), _halves(x)).backward()
 
 
+def _triplet_loss(x: Tensor, centers: Tensor) -> None:
+    pairwise.triplet_loss(x, _halves(x))
+    pairwise.triplet_loss(x.clone().requires_grad_(), _halves(x), 0.2, "all").backward()
+
+
 def _halves(x: Tensor) -> Tensor:
     return torch.arange(len(x)) % 2
 
@@ -263,7 +268,7 @@ _CALLS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "cluster_dispersion": lambda x, centers: pairwise.cluster_dispersion(x, _halves(x), 2),
     "pairwise_bce": _pairwise_bce,
     "soft_nearest_neighbor_loss": _soft_nearest_neighbor_loss,
-    "triplet_loss": lambda x, centers: pairwise.triplet_loss(x, _halves(x)),
+    "triplet_loss": _triplet_loss,
     "gmm_responsibilities": _gmm_log_density,  # the same kernels
     "gmm_log_density": _gmm_log_density,
     "gmm_step": _gmm_step,

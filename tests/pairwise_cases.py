@@ -74,3 +74,12 @@ def plain_triplets(x, labels, margin=None):
     some = (same & ~itself).any(1) & (~same).any(1)
     gap = (far - near)[some]
     return (torch.nn.functional.softplus(gap) if margin is None else (gap + margin).relu()).mean()
+
+
+def plain_all_triplets(x, labels, margin=0.7):
+    square = (x[:, None] - x).square().sum(2)
+    dists = torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
+    same, itself = labels == labels[:, None], torch.eye(len(x), dtype=torch.bool)
+    anchor, positive, negative = ((same & ~itself)[:, :, None] & ~same[:, None]).nonzero().T
+    terms = (margin + dists[anchor, positive] - dists[anchor, negative]).relu()
+    return terms.sum() / (terms > 0).sum().clamp(min=1)

@@ -14,6 +14,7 @@ from tests.pairwise_cases import (
     loss_and_gradient,
     make_clusters,
     make_features,
+    plain_all_triplets,
     plain_bce,
     plain_neighbors,
     plain_triplets,
@@ -54,6 +55,10 @@ def plain_neighbors_at_30(x, labels):
     return plain_neighbors(x, labels, 30.0)
 
 
+def all_triplets(x, labels, **options):
+    return triplet_loss(x, labels, 0.7, "all", **options)
+
+
 def make_mixture(*arguments, **options):
     """Clusters that overlap, so that no loss is almost zero."""
     return make_clusters(*arguments, spread=2.0, **options)
@@ -64,6 +69,7 @@ LOSSES = {  # the op, the same in plain torch, and its input
     "bce_by_thresholds": (bce_by_thresholds, plain_bce_by_thresholds, make_features),
     "soft_nearest_neighbors": (neighbors, plain_neighbors_at_30, make_mixture),
     "triplets": (triplet_loss, plain_triplets, make_mixture),
+    "all_triplets": (all_triplets, plain_all_triplets, make_mixture),
 }
 
 
@@ -104,6 +110,8 @@ def test_triplets_by_hand(backend):
     gaps = [2 - 3, 2 - 1, 4 - 1, 4 - 5]
     expected = sum(math.log1p(math.exp(gap)) for gap in gaps) / 4
     assert triplet_loss(x, labels, backend=backend).item() == pytest.approx(expected, rel=1e-6)
+    # above zero with a margin of a half: (3; 7, 2), (3; 7, 0), (2; 0, 3)
+    assert triplet_loss(x[:4], labels[:4], 0.5, "all", backend=backend).item() == pytest.approx(6.5 / 3)
 
 
 # --- against plain torch
@@ -113,6 +121,8 @@ def test_triplets_by_hand(backend):
 @pytest.mark.parametrize("shape", SHAPES, ids=name_shape)
 def test_values_and_gradients(case, shape, dtype):
     loss, plain, make = case
+    if loss is all_triplets and dtype != torch.float64:
+        pytest.skip("which triplets are above zero, rounding decides: see test_all_triplets_in_every_dtype")
     values, gradients = [], []
     for seed in range(3):
         x, labels = make(*shape, dtype, seed)
@@ -154,6 +164,37 @@ def test_triplets_with_a_margin(d, margin):
         assert relative_error(gradient, true_gradient) < 1e-12
 
 
+@pytest.mark.parametrize("margin", [0.0, 1.5, 100.0])
+@pytest.mark.parametrize("shape", [(120, 8, 3), (90, 40, 1), (90, 40, 90), (60, 3, 50)], ids=name_shape)
+def test_all_triplets_with_a_margin(shape, margin):
+    """Few and many positives, none at all, and losses that are all above zero."""
+    x, labels = make_clusters(*shape, torch.float64)
+    truth, true_gradient = loss_and_gradient(plain_all_triplets, x, labels, margin)
+    for backend in BACKENDS:
+        got, gradient = loss_and_gradient(triplet_loss, x, labels, margin, "all", backend=backend)
+        assert got.item() == pytest.approx(truth.item(), rel=1e-12)
+        assert (gradient - true_gradient).abs().max() <= 1e-12 * true_gradient.abs().max()
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=name_shape)
+def test_all_triplets_in_every_dtype(shape, dtype):
+    """Triplets within rounding of zero count or do not: the mean and its gradient may be off by their share."""
+    x, labels = make_mixture(*shape, dtype)
+    exact = x.double()
+    truth, true_gradient = loss_and_gradient(plain_all_triplets, exact, labels, 0.7)
+    distances = torch.cdist(exact, exact, compute_mode="donot_use_mm_for_euclid_dist")
+    same, itself = labels == labels[:, None], torch.eye(len(x), dtype=torch.bool)
+    gaps = 0.7 + distances[:, :, None] - distances[:, None]
+    gaps = gaps[(same & ~itself)[:, :, None] & ~same[:, None]]
+    share = float((gaps.abs() < 1e-5).sum() / (gaps > 0).sum().clamp(min=1))
+    for backend in BACKENDS:
+        got, gradient = loss_and_gradient(all_triplets, x, labels, backend=backend)
+        assert abs(got.item() - truth.item()) <= (share + 2e-6) * truth.item()
+        allowed = 2 * share + (2e-6 + 2 * torch.finfo(dtype).eps) * true_gradient.abs().max()
+        assert (gradient.double() - true_gradient).abs().max() <= allowed
+
+
 # --- invariances
 
 
@@ -186,7 +227,11 @@ def test_T20_strides_and_the_order_of_rows(case, d):
 @pytest.mark.parametrize("d", [8, 40])
 def test_T15_far_from_the_origin(d):
     x, labels = make_mixture(200, d, 4, offset=1e6)
-    for loss, plain in ((neighbors, plain_neighbors_at_30), (triplet_loss, plain_triplets)):
+    for loss, plain in (
+        (neighbors, plain_neighbors_at_30),
+        (triplet_loss, plain_triplets),
+        (all_triplets, plain_all_triplets),
+    ):
         truth, true_gradient = loss_and_gradient(plain, x.double(), labels)
         got, gradient = loss_and_gradient(loss, x, labels)
         assert got.item() == pytest.approx(truth.item(), rel=1e-5)
@@ -225,6 +270,8 @@ def test_no_pairs_and_no_triplets(backend, n):
         (soft_nearest_neighbor_loss, alone),
         (triplet_loss, alone),
         (triplet_loss, one),
+        (all_triplets, alone),
+        (all_triplets, one),
         (pairwise_bce, one - 1),
     ):
         value, gradient = loss_and_gradient(loss, x, labels, backend=backend)
@@ -240,6 +287,9 @@ def test_T05_equal_rows(backend, d):
     assert value.item() == pytest.approx(math.log(49 / 24), rel=1e-6)
     assert gradient.abs().max() < 1e-6
     value, gradient = loss_and_gradient(triplet_loss, x, labels, 0.25, backend=backend)
+    assert value.item() == 0.25
+    assert torch.equal(gradient, torch.zeros(50, d))
+    value, gradient = loss_and_gradient(triplet_loss, x, labels, 0.25, "all", backend=backend)
     assert value.item() == 0.25
     assert torch.equal(gradient, torch.zeros(50, d))
 
@@ -278,6 +328,7 @@ def run(n):
     x, labels = torch.randn(n, 20, requires_grad=True), torch.arange(n) % 7
     for loss in (pairwise_bce, soft_nearest_neighbor_loss, triplet_loss):
         loss(x, labels).backward()
+    triplet_loss(x, labels, 0.2, "all").backward()
 run(300)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 run(9_000)
@@ -319,6 +370,7 @@ def test_opcheck():
         torch.library.opcheck(custom_ops.BCE["numba"], (unit, given, [0.9, 0.4, 1e-6], True))
     torch.library.opcheck(custom_ops.NEIGHBORS["numba"], (x.requires_grad_(), labels, 1.0, True))
     torch.library.opcheck(custom_ops.NEIGHBORS["numba"], (x.detach(), labels, 1.0, False))
+    torch.library.opcheck(custom_ops.triplet_loss_all_numba, (x.requires_grad_(), labels, 0.5, True))
 
 
 def test_compiles_into_one_graph(case):
@@ -331,7 +383,7 @@ def test_compiles_into_one_graph(case):
 
 def test_transforms_are_refused():
     x, labels = make_clusters(20, 3, 2)
-    for loss in (soft_nearest_neighbor_loss, pairwise_bce):
+    for loss in (soft_nearest_neighbor_loss, pairwise_bce, all_triplets):
         with pytest.raises(NotImplementedError, match=r"has no rule for torch\.func\.grad"):
             torch.func.grad(loss)(x, labels)
 
@@ -351,6 +403,7 @@ def test_modules():
     assert torch.equal(losses.SoftNearestNeighborLoss(0.1)(f, labels), soft_nearest_neighbor_loss(f, labels, 0.1))
     assert torch.equal(losses.TripletLoss(0.2)(f, labels), triplet_loss(f, labels, 0.2))
     assert torch.equal(losses.TripletLoss()(f, labels), triplet_loss(f, labels))
+    assert torch.equal(losses.TripletLoss(0.2, "all")(f, labels), triplet_loss(f, labels, 0.2, "all"))
 
 
 @pytest.mark.parametrize(
@@ -370,6 +423,9 @@ def test_modules():
         (lambda x, y: triplet_loss(x, y, -1.0), ValueError, "margin must be a finite number, 0 or above, got -1.0"),
         (lambda x, y: triplet_loss(x, y, "hard"), ValueError, "margin must be 'soft' or a finite number, 0 or above"),
         (lambda x, y: losses.TripletLoss("hard"), ValueError, "margin must be 'soft' or a finite number"),
+        (lambda x, y: triplet_loss(x, y, 0.2, "semi"), ValueError, "mining must be 'hard' or 'all', got 'semi'"),
+        (lambda x, y: triplet_loss(x, y, mining="all"), ValueError, "margin must be a number with mining='all'"),
+        (lambda x, y: losses.TripletLoss(mining="all"), ValueError, "margin must be a number with mining='all'"),
         (lambda x, y: losses.PairwiseBCELoss(0.1, 0.2), ValueError, "lower <= upper, got upper=0.1, lower=0.2"),
         (lambda x, y: triplet_loss(x.int(), y), TypeError, "x must be float32, float64, float16 or bfloat16"),
     ],

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from fastdc.kernels._checks import check_positive
 from fastdc.kernels.pairwise import pairwise_bce, soft_nearest_neighbor_loss, triplet_loss
-from fastdc.kernels.pairwise.losses import Margin, check_margin, check_thresholds
+from fastdc.kernels.pairwise.losses import Margin, Mining, check_margin, check_thresholds
 
 
 class PairwiseBCELoss(nn.Module):
@@ -64,11 +64,12 @@ class SoftNearestNeighborLoss(nn.Module):
 
 
 class TripletLoss(nn.Module):
-    """Batch-hard triplets: :func:`fastdc.triplet_loss` for a training loop.
+    """Batch-hard or all triplets: :func:`fastdc.triplet_loss` for a training loop.
 
     Parameters
     ----------
     margin : "soft" or float >= 0
+    mining : {"hard", "all"}
 
     Examples
     --------
@@ -77,11 +78,11 @@ class TripletLoss(nn.Module):
     tensor(1.2500)
     """
 
-    def __init__(self, margin: Margin = "soft") -> None:
+    def __init__(self, margin: Margin = "soft", mining: Mining = "hard") -> None:
         super().__init__()
-        check_margin(margin)
-        self.margin = margin
+        check_margin(margin, mining)
+        self.margin, self.mining = margin, mining
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         """The loss of embeddings (n_samples, n_features) and their int64 labels (n_samples,)."""
-        return triplet_loss(x, labels, self.margin)
+        return triplet_loss(x, labels, self.margin, self.mining)

@@ -141,6 +141,19 @@ def soft_nearest_neighbor_loss(backend: str, x: Tensor, labels: Tensor, temperat
     return NEIGHBORS[backend](x, labels, temperature, torch.is_grad_enabled() and x.requires_grad)[0]
 
 
+def triplet_loss_all(x: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """On CPUs."""
+    if without_gradient(x) and is_eager(x, labels):
+        return _triplets(x, labels, margin, False)[0]
+    return triplet_loss_all_numba(x, labels, margin, torch.is_grad_enabled() and x.requires_grad)[0]
+
+
+def _triplets(x: Tensor, labels: Tensor, margin: float, need: bool) -> tuple[Tensor, Tensor]:
+    from fastdc.kernels.pairwise import numba_triplets
+
+    return numba_triplets.triplet_loss_all(x.detach(), labels, margin, need)
+
+
 def _loss_and_gradient(x: Tensor, need: bool) -> tuple[Tensor, Tensor]:
     dtype = working_dtype(x)
     return x.new_empty((), dtype=dtype), x.new_empty((x.shape[0] if need else 0, x.shape[1]), dtype=dtype)
@@ -172,5 +185,16 @@ def _register_neighbors(backend: str) -> Any:
     return neighbors
 
 
+@torch.library.custom_op("fastdc::triplet_loss_all_numba", mutates_args=())
+def triplet_loss_all_numba(x: Tensor, labels: Tensor, margin: float, need: bool) -> tuple[Tensor, Tensor]:
+    return _triplets(x, labels, margin, need)
+
+
+@triplet_loss_all_numba.register_fake
+def _(x: Tensor, labels: Tensor, margin: float, need: bool) -> tuple[Tensor, Tensor]:
+    return _loss_and_gradient(x, need)
+
+
+register_gradients(triplet_loss_all_numba, n_tensors=2)
 BCE = {backend: _register_bce(backend) for backend in COMPILED}
 NEIGHBORS = {backend: _register_neighbors(backend) for backend in COMPILED}

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from fastdc.kernels._autograd import refuse_transforms
-from fastdc.kernels._backend import choose
+from fastdc.kernels._backend import BackendError, choose
 from fastdc.kernels._checks import check_labels, check_not_negative, check_points, check_positive
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.pairwise import custom_ops, reference
 from fastdc.kernels.pairwise.clusters import hardest_pairs
 
 Margin = float | Literal["soft"]
+Mining = Literal["hard", "all"]
 
 
 def pairwise_bce(
@@ -158,8 +159,10 @@ def soft_nearest_neighbor_loss(
     return custom_ops.soft_nearest_neighbor_loss(name, x, labels, scale)
 
 
-def triplet_loss(x: Tensor, labels: Tensor, margin: Margin = "soft", *, backend: str | None = None) -> Tensor:
-    r"""Batch-hard triplet loss: each row against its farthest positive and its nearest negative in the batch.
+def triplet_loss(
+    x: Tensor, labels: Tensor, margin: Margin = "soft", mining: Mining = "hard", *, backend: str | None = None
+) -> Tensor:
+    r"""Triplet loss: each row against its farthest positive and its nearest negative in the batch, or against all.
 
     .. math:: L = \frac{1}{|V|} \sum_{i \in V} \left[ m + \max_{l_p = l_i} |x_i - x_p|
               - \min_{l_n \ne l_i} |x_i - x_n| \right]_+
@@ -172,6 +175,15 @@ def triplet_loss(x: Tensor, labels: Tensor, margin: Margin = "soft", *, backend:
         terms = softplus(gap) if margin == "soft" else relu(gap + margin)
         loss = terms[(pairs.positive >= 0) & (pairs.negative >= 0)].mean()
 
+    With ``mining="all"`` the mean over all triplets of the batch whose loss is above zero. Same as, without any
+    (n_samples, n_samples, n_samples) matrix, in n log n steps a row::
+
+        dists = torch.cdist(x, x)
+        terms = (margin + dists[:, :, None] - dists[:, None, :]).relu()
+        same, itself = labels == labels[:, None], torch.eye(n, dtype=torch.bool)
+        valid = (same & ~itself)[:, :, None] & ~same[:, None, :]
+        loss = terms[valid].sum() / (terms[valid] > 0).sum()
+
     Parameters
     ----------
     x : Tensor of shape (n_samples, n_features), float32 | float64 | float16 | bfloat16
@@ -179,23 +191,29 @@ def triplet_loss(x: Tensor, labels: Tensor, margin: Margin = "soft", *, backend:
     labels : Tensor of shape (n_samples,), int64
         Any ids.
     margin : "soft" or float >= 0
+        A number with ``mining="all"``.
+    mining : {"hard", "all"}
     backend
-        As in :func:`pairwise_bce`.
+        As in :func:`pairwise_bce`; there is no Triton kernel of all triplets: on GPUs the reference runs.
 
     Returns
     -------
     loss : Tensor, zero-dimensional, float32 (float64 for float64 x)
-        0 where no row has both a positive and a negative.
+        0 where no row has both a positive and a negative, and where no triplet has a loss above zero.
 
     Notes
     -----
-    Gradients: to x, by torch through the chosen pairs; of every order. That of a distance of zero is zero.
-    Memory: six matrices the size of x, and what :func:`hardest_pairs` takes.
+    Gradients: to x, by torch through the chosen pairs; of every order. That of a distance of zero is zero. Those of
+    all triplets are computed in the forward pass on CPUs; a second derivative raises there.
+    Memory: six matrices the size of x, and what :func:`hardest_pairs` takes. For all triplets on CPUs seven matrices
+    the size of x, and per thread another and 280 bytes a row; the reference holds (n_samples, n_samples) matrices.
+    Precision: distances are as exact as differences. Triplets are counted, and their losses added up, in float64.
     Determinism: of equally far rows the first; same bits for any number of threads on CPUs.
 
     References
     ----------
-    Hermans, Beyer, Leibe. In Defense of the Triplet Loss for Person Re-Identification. 2017, eq. (5).
+    Hermans, Beyer, Leibe. In Defense of the Triplet Loss for Person Re-Identification. 2017, eq. (5), and section 2
+    for all triplets with a loss above zero.
 
     Examples
     --------
@@ -203,10 +221,14 @@ def triplet_loss(x: Tensor, labels: Tensor, margin: Margin = "soft", *, backend:
     >>> x = torch.tensor([[0.0], [2.0], [3.0], [7.0]])
     >>> triplet_loss(x, torch.tensor([0, 0, 1, 1]), margin=0.5)  # (0 + 1.5 + 3.5 + 0) / 4
     tensor(1.2500)
+    >>> triplet_loss(x, torch.tensor([0, 0, 1, 1]), 0.5, "all")  # (1.5 + 3.5 + 1.5) / 3
+    tensor(2.1667)
     """
     check_points(x)
     check_labels(labels, x.shape[0], "labels", x)
-    wanted = check_margin(margin)
+    wanted = check_margin(margin, mining)
+    if wanted is not None and mining == "all":
+        return _all_triplets(x, labels, wanted, backend)
     pairs = hardest_pairs(x, labels, backend=choose("triplet_loss", x, backend))
     valid = (pairs.positive >= 0) & (pairs.negative >= 0)
     wide = x.to(working_dtype(x)).contiguous()  # so that strides change no bit
@@ -216,11 +238,24 @@ def triplet_loss(x: Tensor, labels: Tensor, margin: Margin = "soft", *, backend:
     return torch.where(valid, terms, 0.0).sum() / valid.sum().clamp(min=1)
 
 
-def check_margin(margin: Margin) -> float | None:
+def _all_triplets(x: Tensor, labels: Tensor, margin: float, backend: str | None) -> Tensor:
+    if choose("triplet_loss", x, backend) == "numba":
+        refuse_transforms("triplet_loss", x)
+        return custom_ops.triplet_loss_all(x, labels, margin)
+    if backend == "triton":
+        raise BackendError("triplet_loss has no triton kernel for mining='all'; on GPUs its reference runs")
+    return reference.triplet_loss_all_reference(x, labels, margin)
+
+
+def check_margin(margin: Margin, mining: Mining = "hard") -> float | None:
     """The number, None for the soft margin."""
+    if mining not in ("hard", "all"):
+        raise ValueError(f"mining must be 'hard' or 'all', got {mining!r}")
     if isinstance(margin, str):
         if margin != "soft":
             raise ValueError(f"margin must be 'soft' or a finite number, 0 or above, got {margin!r}")
+        if mining == "all":
+            raise ValueError("margin must be a number with mining='all', such as 0.2, got 'soft'")
         return None
     return check_not_negative(margin, "margin")
 

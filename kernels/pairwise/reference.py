@@ -108,6 +108,21 @@ def soft_nearest_neighbor_loss_reference(x: Tensor, labels: Tensor, temperature:
     return torch.where(valid, log_all - log_same, 0.0).sum() / valid.sum().clamp(min=1)
 
 
+def triplet_loss_all_reference(x: Tensor, labels: Tensor, margin: float) -> Tensor:
+    """Mean over all triplets with a loss above zero, each distance counted as often as triplets hold it."""
+    dists = pair_dists_reference(x)
+    same = labels[:, None] == labels
+    itself = torch.eye(len(labels), dtype=torch.bool, device=x.device)
+    with torch.no_grad():
+        limits = torch.where(same & ~itself, dists.double() + margin, -torch.inf)  # moves n n (s + 8)
+        others = torch.where(same, torch.inf, dists.double())
+        added = torch.searchsorted(others.sort(dim=1).values, limits)  # negatives below the limit; moves 4 n n 8
+        taken = len(x) - torch.searchsorted(limits.sort(dim=1).values, others, right=True)  # limits above the negative
+        count = added.sum().double()
+    total = ((added - taken) * dists.double()).sum() + margin * count  # moves 3 n n 8
+    return (total / count.clamp(min=1)).to(dists.dtype)
+
+
 def row_dists(a: Tensor, b: Tensor) -> Tensor:
     """|a_i - b_i| (n,), whose gradient at zero is zero."""
     square = (a - b).square().sum(dim=1)  # reads 2 n d s
