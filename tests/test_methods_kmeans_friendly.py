@@ -210,12 +210,12 @@ def test_transport_gives_each_cluster_its_share():
     cost = (z - head.centers.detach().T).square()
     assert term.epsilon == pytest.approx(10 * float(cost.min(1).values.mean()), rel=1e-5)
     log_plan, u = -cost.double() / term.epsilon, torch.zeros(12, dtype=torch.float64)
-    for _ in range(5000):
+    for _ in range(100):  # as many as the loss takes
         v = torch.tensor([1 / 6, 4 / 6, 1 / 6], dtype=torch.float64).log() - (log_plan + u[:, None]).logsumexp(0)
         u = -np.log(12) - (log_plan + v).logsumexp(1)
     plan = (log_plan + u[:, None] + v).exp()
     loss = term(Batch(network, z, torch.arange(12)))
-    assert float(loss.detach()) == pytest.approx(float((plan * cost).sum()), rel=1e-2)
+    assert float(loss.detach()) == pytest.approx(float((plan * cost).sum()), rel=1e-6)
 
 
 def test_principal_components_are_those_of_scikit_learn():
