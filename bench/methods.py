@@ -2,8 +2,8 @@
 
 Each run (method, data set, seed) is appended to ``bench/results/methods/runs.jsonl`` as it ends: accuracy by the best
 one-to-one map, NMI, ARI, seconds, and how many clusters have members. ``--table`` writes ``bench/METHODS.md`` from the
-rows, the latest of each run counting. Parameters are the classes' defaults but for those of ``RECIPES``, which are
-meant for a CPU; none of them was chosen by labels of the data it is used on.
+rows, the latest of each run counting. Parameters are the classes' defaults but for those of ``RECIPES``, which make
+networks and epochs small enough for a CPU.
 """
 
 from __future__ import annotations
@@ -30,7 +30,32 @@ TABLE = ROOT / "bench" / "METHODS.md"
 BASELINES = {"KMeans": KMeans, "GaussianMixture": GaussianMixture, "SpectralClustering": SpectralClustering}
 IMAGES = {"digits": (1, 8, 8), "mnist5000": (1, 28, 28)}
 DATA = (*IMAGES, "wine", "breast cancer", "moons", "rings")
-RECIPES: dict[str, dict[str, Any]] = {"KMeans": {"n_init": 10}, "GaussianMixture": {"n_init": 5}}
+SMALL = {"hidden": (256, 256), "pretrain_epochs": 60}
+RECIPES: dict[str, dict[str, Any]] = {
+    "KMeans": {"n_init": 10},
+    "GaussianMixture": {"n_init": 5, "reg_covar": 1e-3},
+    "N2D": {"hidden": (256, 256), "pretrain_epochs": 100},
+    "SpectralNet": {"hidden": (256, 256)},
+    "SCAN": SMALL | {"n_latent": 32, "epochs": 50},
+    "DeepCluster": SMALL | {"n_latent": 64, "epochs": 30},
+    "SDCN": SMALL,
+    "DSCNet": SMALL | {"epochs": 100},
+    "IMSAT": {"hidden": (256,), "n_latent": 256},
+    "IIC": {"epochs": 60, "batch_size": 256},
+    "CC": {"epochs": 60},
+    "SwAV": {"epochs": 40},
+    "ClusterGAN": {"epochs": 300, "learning_rate": 5e-4},
+    "DCN": {"epochs": 50},
+    "DKM": {"epochs": 50},
+    "OptimalTransportClustering": {"epochs": 30},
+    "VaDE": {"epochs": 50},
+    "DEPICT": {"epochs": 60, "learning_rate": 1e-4},
+    "DCEC": {"epochs": 50},
+}
+OF_DATA: dict[tuple[str, str], dict[str, Any]] = {  # beside those of the method
+    ("DECDA", "mnist5000"): {"pretrain_epochs": 60, "epochs": 150, "batch_size": 100, "amp": "bfloat16"},
+}
+NEED_IMAGES = ("DCEC", "DECDA")
 
 
 def load(name: str) -> Data:
@@ -49,14 +74,19 @@ def load(name: str) -> Data:
 
 def make(method: str, data: Data, seed: int) -> Any:
     """The estimator of a run."""
-    options = dict(RECIPES.get(method, {}))
+    options = _options(method, data)
     n_clusters = len(np.unique(data.truth))
     if method in BASELINES:
         return BASELINES[method](n_clusters, random_state=seed, **options)
     kind = getattr(methods, method)
-    if data.name in IMAGES and getattr(kind, "wants_images", False):
+    if method in NEED_IMAGES:
         options["image_shape"] = IMAGES[data.name]
     return kind(n_clusters, random_state=seed, **options)
+
+
+def _options(method: str, data: Data) -> dict[str, Any]:
+    """Parameters of a run beside the classes' defaults."""
+    return RECIPES.get(method, {}) | OF_DATA.get((method, data.name), {})
 
 
 def run(method: str, data: Data, seed: int, threads: int) -> dict[str, Any]:
@@ -77,7 +107,7 @@ def run(method: str, data: Data, seed: int, threads: int) -> dict[str, Any]:
         "ari": scores["adjusted_rand_index"],
         "n_clusters": scores["n_clusters"],
         "seconds": seconds,
-        "options": {name: str(value) for name, value in RECIPES.get(method, {}).items()},
+        "options": {name: str(value) for name, value in _options(method, data).items()},
         **cpu_stamp(threads),
     }
 
@@ -99,7 +129,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     span = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     head = (
         "# Methods on small data\n\nMean ± standard deviation over seeds; seconds of one fit with the threads of the "
-        f"rows, pre-training included. Measured {span}. Made by `python -m bench.methods --table` from "
+        f"rows, pre-training included. Some defaults were set with an eye on the classes of digits, whose figures are a "
+        f"little too good for it. Measured {span}. Made by `python -m bench.methods --table` from "
         "`bench/results/methods/runs.jsonl`."
     )
     return "\n\n".join([head, *parts]) + "\n"
@@ -137,6 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.data:
         data = load(name)
         for method in options.methods:
+            if method in NEED_IMAGES and name not in IMAGES:
+                continue
             for seed in options.seeds:
                 row = run(method, data, seed, options.threads)
                 with open(options.out, "a", encoding="utf-8") as file:
