@@ -129,7 +129,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     span = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     head = (
         "# Methods on small data\n\nMean ± standard deviation over seeds; seconds of one fit with the threads of the "
-        f"rows, pre-training included. Some defaults were set with an eye on the classes of digits, whose figures are a "
+        "rows, pre-training included. Some defaults were set with an eye on the classes of digits, whose figures are a "
         f"little too good for it. Measured {span}. Made by `python -m bench.methods --table` from "
         "`bench/results/methods/runs.jsonl`."
     )
