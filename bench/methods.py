@@ -23,7 +23,7 @@ from bench._environment import ROOT, cpu_stamp
 from bench.quality import Data
 from bench.quality import load as load_images
 from fastdc import GaussianMixture, KMeans, SpectralClustering, methods, metrics
-from fastdc.catalog import list_methods
+from fastdc.catalog import as_table, catalog, list_methods
 
 RESULTS = ROOT / "bench" / "results" / "methods" / "runs.jsonl"
 TABLE = ROOT / "bench" / "METHODS.md"
@@ -133,7 +133,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         f"little too good for it. Measured {span}. Made by `python -m bench.methods --table` from "
         "`bench/results/methods/runs.jsonl`."
     )
-    return "\n\n".join([head, *parts]) + "\n"
+    surveys = "## The methods of four surveys, and which of them stand here\n\n" + as_table(list(catalog()))
+    return "\n\n".join([head, *parts, surveys])
 
 
 def _line(method: str, rows: Sequence[dict[str, Any]]) -> str:
