@@ -24,6 +24,7 @@ from bench.quality import Data
 from bench.quality import load as load_images
 from fastdc import GaussianMixture, KMeans, SpectralClustering, methods, metrics
 from fastdc.catalog import as_table, catalog, list_methods
+from fastdc.comparison import with_spread
 
 RESULTS = ROOT / "bench" / "results" / "methods" / "runs.jsonl"
 TABLE = ROOT / "bench" / "METHODS.md"
@@ -138,15 +139,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _line(method: str, rows: Sequence[dict[str, Any]]) -> str:
-    scores = " | ".join(_spread([row[score] for row in rows], 3) for score in ("acc", "nmi", "ari"))
+    scores = " | ".join(with_spread([row[score] for row in rows], 3) for score in ("acc", "nmi", "ari"))
     clusters = sorted({row["n_clusters"] for row in rows})
     found = str(clusters[0]) if len(clusters) == 1 else f"{clusters[0]} to {clusters[-1]}"
     return f"| {method} | {scores} | {found} | {np.mean([row['seconds'] for row in rows]):.1f} | {len(rows)} |"
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    mean = f"{np.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

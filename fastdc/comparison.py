@@ -48,10 +48,10 @@ class Comparison(NamedTuple):
             "|---|" + "---|" * (len(names) + 2),
         ]
         for outcome in self.outcomes:
-            cells = [_with_spread(outcome.scores[name], 3) for name in names]
+            cells = [with_spread(outcome.scores[name], 3) for name in names]
             found = sorted(set(outcome.n_clusters))
             cells.append(str(found[0]) if len(found) == 1 else f"{found[0]} to {found[-1]}")
-            lines.append(f"| {outcome.name} | " + " | ".join([*cells, _with_spread(outcome.seconds, 1)]) + " |")
+            lines.append(f"| {outcome.name} | " + " | ".join([*cells, with_spread(outcome.seconds, 1)]) + " |")
         return "\n".join(lines) + "\n"
 
 
@@ -132,6 +132,7 @@ def _by_class(estimators: Iterable[Any]) -> dict[str, Any]:
     return named
 
 
-def _with_spread(values: Sequence[float], digits: int) -> str:
+def with_spread(values: Sequence[float], digits: int) -> str:
+    """Mean ± standard deviation of some values, the mean alone of one."""
     mean = f"{np.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"

@@ -80,7 +80,7 @@ def test_terms_hear_of_epochs_and_steps(x):
     size = Size()
     Train(size, "fit", 2, 1e-3).run(make_trainer(x, 12))
     step = ["step", "after 12", "step", "after 11"]
-    assert size.seen == [0.0, 0.0, *step, 0.5, *step]  # the first is that of the objective as it is made
+    assert size.seen == [0.0, *step, 0.5, *step]
 
 
 def test_learning_rates_decay_by_the_progress(x):

@@ -78,7 +78,8 @@ def cluster(
         ),
     ] = False,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder that keeps the state of the run (kmeans).", rich_help_panel=RUN)
+        Path | None,
+        typer.Option(help="Folder that keeps the state of the run (kmeans, deep methods).", rich_help_panel=RUN),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.", rich_help_panel=RUN)

@@ -117,9 +117,8 @@ def choose_k(
         "device": device,
         "random_state": int(random.integers(2**31 - 1)),
     }
-    references = []
-    if "gap" in criteria:
-        references = _references(_take(rows, drawn), n_references, random)
+    sample = _take(rows, drawn) if {"silhouette", "gap"} & set(criteria) else None
+    references = _references(sample, n_references, random) if "gap" in criteria else []
     table = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # of rows that repeat, and of mixtures that still move
@@ -130,7 +129,7 @@ def choose_k(
             labels = torch.as_tensor(model.labels_).cpu().numpy()
             for name in criteria:
                 if name == "silhouette":
-                    row[name] = _silhouette(_take(rows, drawn), labels if drawn is None else labels[drawn])
+                    row[name] = _silhouette(sample, labels if drawn is None else labels[drawn])
                 elif name == "bic":
                     row[name] = kmeans_bic(model.inertia_, np.bincount(labels, minlength=number), rows.shape[1])
                 elif name == "mixture_bic":
@@ -138,7 +137,7 @@ def choose_k(
                 else:
                     sample_inertia = model.inertia_
                     if drawn is not None:
-                        sample_inertia = KMeans(number, **options).fit(_take(rows, drawn)).inertia_
+                        sample_inertia = KMeans(number, **options).fit(sample).inertia_
                     row |= _gap(sample_inertia, [KMeans(number, **options).fit(one).inertia_ for one in references])
             table.append(row | {"seconds": time.perf_counter() - started})
     return KSweep(table, {name: _suggested(table, name) for name in criteria})

@@ -237,7 +237,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             trainer = Trainer(network, x, settings, head)
             stages = list(self.stages(head))  # all at once, so that bad parameters show before training
             try:
-                trainer.run(stages, Checkpoint(folder, self._identity(x), resume))
+                trainer.run(stages, Checkpoint(folder, {} if folder is None else self._identity(x), resume))
             except KeyboardInterrupt:
                 if not any(parameter.isnan().any() for parameter in head.parameters()):
                     self._finish(trainer, X)
@@ -266,7 +266,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         self.head_ = head
         self.labels_ = give_back(labels.to(torch.int32), X)
         centers = getattr(head, "centers", None)
-        self.cluster_centers_ = give_back(_means(z, labels, sizes) if centers is None else centers, X)
+        self.cluster_centers_ = give_back(cluster_means(z, labels, sizes) if centers is None else centers, X)
         self.n_iter_ = sum(record["stage"] != "pretrain" and "loss" in record for record in trainer.history)
         self.history_ = trainer.history
 
@@ -351,7 +351,7 @@ def _dtype_of(network: nn.Module | None) -> torch.dtype:
     return next((p.dtype for p in parameters if p.is_floating_point()), torch.float32)
 
 
-def _means(z: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
+def cluster_means(z: Tensor, labels: Tensor, sizes: Tensor) -> Tensor:
     """Mean embedding of each cluster; NaN where it is empty."""
     sums = z.new_zeros(len(sizes), z.shape[1]).index_add_(0, labels, z)
     return sums / sizes[:, None]

@@ -81,7 +81,7 @@ class VaDE(PretrainedClusterer):
             yield UnitRange()
         yield self.pretraining(likelihood)
         yield PlaceMixture(head, self.n_init)
-        decay = lambda progress: 0.9 ** (progress * self.epochs // 10)  # noqa: E731
+        decay = lambda progress: 0.9 ** (round(progress * self.epochs) // 10)  # noqa: E731
         yield self.refinement(MixtureEvidence(head, likelihood), decay=decay)
 
     def _own_network(self) -> nn.Module | None:

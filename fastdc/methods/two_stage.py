@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastdc._input import give_back
 from fastdc.cluster import KMeans
+from fastdc.methods._deep import cluster_means
 from fastdc.methods._pretrained import PretrainedClusterer
 from fastdc.networks import Autoencoder, Centroids, LinearAutoencoder
 from fastdc.persistence import Saveable
@@ -86,9 +87,8 @@ class TwoStage(PretrainedClusterer):
         z = trainer.embed()
         clusterer = self._own_clusterer(trainer.settings.seed)
         labels = torch.as_tensor(clusterer.fit_predict(_for(clusterer, z))).to(z.device, torch.int64)
-        found = int(labels.max()) + 1
-        sums = z.new_zeros(found + 1, z.shape[1]).index_add_(0, labels + 1, z)  # noise is -1
-        centers = (sums / (labels + 1).bincount(minlength=found + 1)[:, None])[1:]
+        numbers = labels + 1  # noise is -1
+        centers = cluster_means(z, numbers, numbers.bincount())[1:]
         self.network_, self.head_ = trainer.network.eval(), trainer.head
         self.clusterer_ = clusterer
         self.labels_, self.cluster_centers_ = give_back(labels.to(torch.int32), X), give_back(centers, X)

@@ -8,6 +8,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from fastdc.networks._random import fresh
+
 
 class Autoencoder(nn.Module):
     """Two modules, one that embeds and one that reconstructs. The decoder may be missing.
@@ -83,9 +85,7 @@ class MLPAutoencoder(Autoencoder):
         hidden: Sequence[int] = (500, 500, 2000),
         generator: torch.Generator | None = None,
     ) -> None:
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
+        generator = fresh(generator)
         widths = [n_features, *hidden, n_latent]
         super().__init__(mlp(widths, generator), mlp(widths[::-1], generator))
 

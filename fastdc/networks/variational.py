@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from fastdc.networks._random import fresh
 from fastdc.networks.autoencoder import Autoencoder, linear, mlp
 from fastdc.networks.convolution import ConvAutoencoder
 
@@ -35,9 +36,7 @@ class VariationalAutoencoder(Autoencoder):
         hidden: Sequence[int] = (500, 500, 2000),
         generator: torch.Generator | None = None,
     ) -> None:
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
+        generator = fresh(generator)
         trunk = nn.Sequential(mlp([n_features, *hidden], generator), nn.ReLU())
         means = linear(hidden[-1], n_latent, generator)
         super().__init__(nn.Sequential(trunk, means), mlp([n_latent, *hidden[::-1], n_features], generator))
@@ -70,9 +69,7 @@ class ConvVariationalAutoencoder(VariationalAutoencoder):
         channels: Sequence[int] = (32, 64, 128),
         generator: torch.Generator | None = None,
     ) -> None:
-        if generator is None:
-            generator = torch.Generator()
-            generator.seed()
+        generator = fresh(generator)
         network = ConvAutoencoder(image_shape, n_latent, channels, generator)
         layers = list(cast(nn.Sequential, network.encoder))
         Autoencoder.__init__(self, nn.Sequential(nn.Sequential(*layers[:-1]), layers[-1]), network.decoder)

@@ -64,7 +64,7 @@ class StudentT(Watch):
         losses = [
             dec_loss(view.z, self.head.centers, alpha=self.head.alpha, **self.powers, **target) for view in batch.views
         ]
-        return sum(losses[1:], start=losses[0]) / len(losses)
+        return torch.stack(losses).mean()
 
     def _target_of(self, batch: Batch) -> dict[str, Any]:
         if self.target == "batch":
@@ -77,28 +77,25 @@ class StudentT(Watch):
 
 
 class KMeansDistance(Watch):
-    """Squared distance of embeddings to centers: to the nearest (DCN), or weighed by a softmax over all (DKM).
+    """Squared distance of embeddings to all centers, weighed by a softmax of it (DKM).
 
     Parameters
     ----------
     head : Centroids
-    temperature : float or Schedule, optional
-        Of the softmax, 1 / alpha of DKM; None is the hard loss.
+    temperature : Schedule
+        Of the softmax, 1 / alpha of DKM.
     """
 
     name = "clustering"
     head: Centroids
 
-    def __init__(self, head: Centroids, temperature: float | Schedule | None = None) -> None:
+    def __init__(self, head: Centroids, temperature: Schedule) -> None:
         super().__init__(head)
-        self.schedule = temperature if callable(temperature) else None
-        self.temperature = None if callable(temperature) else temperature
+        self.schedule = temperature
+        self.start_epoch(0.0)
 
     def start_epoch(self, progress: float) -> None:
-        if self.schedule is not None:
-            self.temperature = self.schedule(progress)
+        self.temperature = self.schedule(progress)
 
     def forward(self, batch: Batch) -> Tensor:
-        if self.temperature is None:
-            return kmeans_loss(batch.z, self.head.centers, None, "hard")
         return kmeans_loss(batch.z, self.head.centers, None, "soft", self.temperature)

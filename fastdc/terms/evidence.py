@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, mse_loss
 
@@ -44,7 +45,7 @@ class Likelihood(Term):
 
     def forward(self, batch: Batch) -> Tensor:
         losses = [self.of(view.reconstruction, view.x) for view in batch.views]
-        return sum(losses[1:], start=losses[0]) / len(losses)
+        return torch.stack(losses).mean()
 
 
 class MixtureEvidence(Watch):
@@ -66,7 +67,7 @@ class MixtureEvidence(Watch):
 
     def forward(self, batch: Batch) -> Tensor:
         losses = [self._bound(view) for view in batch.views]
-        return sum(losses[1:], start=losses[0]) / len(losses)
+        return torch.stack(losses).mean()
 
     def _bound(self, batch: Batch) -> Tensor:
         network: Any = batch.network

@@ -80,7 +80,7 @@ class SelfAugmentation(Term):
         logits = batch.through(self.head).detach()
         if self.perturbation == "views":
             losses = [vat_kl(logits, view.through(self.head)) for view in batch.views if view is not batch]
-            return sum(losses[1:], start=losses[0]) / len(losses)
+            return torch.stack(losses).mean()
         with frozen_statistics(batch.network):
             lengths = self._lengths(batch)
             direction = torch.randn_like(batch.x)
@@ -103,7 +103,7 @@ class SelfAugmentation(Term):
         """(n_rows, 1); the distances of all rows are measured once."""
         if "distance" not in self.memory:
             n_neighbors = min(self.n_neighbors, len(batch.data) - 1)
-            x = batch.data
+            x = batch.data[:]  # of a source all are read
             self.memory["distance"] = knn(x, n_neighbors).distances[:, -1] if n_neighbors else x.new_zeros(len(x))
         return self.radius * self.memory["distance"][batch.rows, None].to(batch.x)
 

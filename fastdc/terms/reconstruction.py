@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
@@ -27,4 +28,4 @@ class Reconstruction(Term):
 
     def forward(self, batch: Batch) -> Tensor:
         errors = [mse_loss(view.reconstruction, batch.x if self.clean else view.x) for view in batch.views]
-        return sum(errors[1:], start=errors[0]) / len(errors)
+        return torch.stack(errors).mean()

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 from fastdc._input import read_count
 from fastdc.distributed import Ranks
 from fastdc.kernels._checks import check_positive
-from fastdc.kernels.sinkhorn import sinkhorn_assign, swapped_prediction_loss
+from fastdc.kernels.sinkhorn import sinkhorn_assign_features, swapped_prediction_loss
 from fastdc.networks import Prototypes
 from fastdc.terms.pairs import view_pairs
 from fastdc.training import Batch, Term
@@ -50,7 +50,8 @@ class SwappedPrediction(Term):
         if len(batch.views) == 2:
             return loss
         q1, q2 = (
-            sinkhorn_assign((z @ weight.T).detach(), self.epsilon, self.n_iters, group=self.group) for z in (z1, z2)
+            sinkhorn_assign_features(z.detach(), weight.detach(), self.epsilon, self.n_iters, group=self.group)
+            for z in (z1, z2)
         )
         further = [
             cross_entropy(view.through(self.prototypes) / temperature, (q1 + q2) / 2) for view in batch.views[2:]

@@ -92,16 +92,19 @@ class Objective:
     def __init__(self, parts: Sequence[tuple[float | Schedule, Term]]) -> None:
         self.parts = [(_constant(weight, term) if not callable(weight) else weight, term) for weight, term in parts]
         self.terms = nn.ModuleList([term for _, term in parts])
-        self.start_epoch(0.0)
+        self.weights = self._weights_at(0.0)
 
     def __add__(self, other: Term | Objective) -> Objective:
         return Objective([*self.parts, *as_objective(other).parts])
 
     def start_epoch(self, progress: float) -> None:
         """Set the weights that go by progress, and tell the terms."""
-        self.weights = [_check(weight(progress), term) for weight, term in self.parts]
+        self.weights = self._weights_at(progress)
         for term in self.terms:
             term.start_epoch(progress)  # type: ignore[operator]
+
+    def _weights_at(self, progress: float) -> list[float]:
+        return [_check(weight(progress), term) for weight, term in self.parts]
 
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """(what is minimised, the losses of the terms, detached and unweighted). Terms of weight 0 are left out."""

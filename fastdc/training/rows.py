@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastdc._input import require_finite
+from fastdc._input import as_tensor, require_finite
 from fastdc.data import RowSource, iter_chunks
 from fastdc.training.batch import embed
 
@@ -93,10 +93,10 @@ class SourceRows:
             start, stop = run * self.run, min((run + 1) * self.run, len(self))
             part = self.source.rows(start, stop)
             if not self._is_checked:
-                require_finite(torch.from_numpy(np.asarray(part).copy()), first_row=start)
+                require_finite(as_tensor(part), first_row=start)
             numbers.append(torch.arange(start, stop))
             parts.append(part)
         return torch.cat(numbers), np.concatenate(parts)
 
     def _moved(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.array(rows)).to(self.device, self.dtype)
+        return as_tensor(rows).to(self.device, self.dtype)

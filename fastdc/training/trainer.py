@@ -118,7 +118,7 @@ class Trainer:
     @property
     def data(self) -> Tensor:
         """All rows in memory; those of a source are read."""
-        return self.x if isinstance(self.x, Tensor) else self.x[:]
+        return self.x[:]
 
     def run(self, stages: Sequence[Stage], checkpoint: Checkpoint = NO_CHECKPOINT) -> None:
         """Run the stages in order, from where the checkpoint stands to the end."""
