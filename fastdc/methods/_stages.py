@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdc._input import read_count
 from fastdc.kernels.neighbors import mine_neighbors
 from fastdc.networks import MappedCentroids
-from fastdc.training import Batch, Stage, Train, Trainer
+from fastdc.training import Batch, Stage, Trainer
 from fastdc.views import NeighborViews, Transform
 
 
@@ -57,18 +57,3 @@ class Whiten(Stage):
 
     def run(self, trainer: Trainer) -> None:
         self.head.whiten(trainer.embed(), self.center)
-
-
-class WholeTrain(Train):
-    """Training on all rows at each step, in the order of the data, whatever the batches of other stages are."""
-
-    def run(self, trainer: Trainer) -> None:
-        if trainer.ranks.size > 1:
-            raise ValueError(f"stage {self.stage!r} takes all rows at each step, in one process: pass group=None")
-        settings = trainer.settings
-        before = settings.batch_size, settings.accumulate
-        settings.batch_size, settings.accumulate = None, 1
-        try:
-            super().run(trainer)
-        finally:
-            settings.batch_size, settings.accumulate = before

@@ -16,7 +16,7 @@ from fastdc.methods._deep import DeepClusterer
 from fastdc.methods._graphs import Link, csr_parts, read_graph
 from fastdc.methods._manifolds import Unfold, read_manifold
 from fastdc.methods._pretrained import Initialise, PretrainedClusterer
-from fastdc.methods._stages import Mine, Whiten, WholeTrain
+from fastdc.methods._stages import Mine, Whiten
 from fastdc.networks import (
     Autoencoder,
     ConvAutoencoder,
@@ -28,7 +28,7 @@ from fastdc.networks import (
     layer_outputs,
 )
 from fastdc.terms import GraphTarget, Reconstruction, SiameseContrast, SpectralRelaxation, StudentT
-from fastdc.training import LabelChange, Ramp, SourceRows, Stage, Train, Trainer
+from fastdc.training import Ramp, SourceRows, Stage, Train, Trainer
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -269,8 +269,7 @@ class SDCN(PretrainedClusterer):
         yield self.pretraining()
         yield self.initialisation(head)
         objective = self.beta * GraphTarget(head) + Reconstruction() + self.alpha * StudentT(head, "batch")
-        until = None if self.tol is None else LabelChange(self.tol)
-        yield WholeTrain(objective, "refine", self.epochs, self.learning_rate, self.update_interval, until)
+        yield self.refinement(objective, views=None, whole=True)
 
     @torch.no_grad()
     def _label(self, trainer: Trainer, z: Tensor) -> Tensor:

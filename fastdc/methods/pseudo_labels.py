@@ -13,7 +13,7 @@ from fastdc.methods._pretrained import Initialise, PretrainedClusterer
 from fastdc.methods._stages import Mine, Whiten
 from fastdc.networks import MappedCentroids, SoftmaxHead
 from fastdc.terms import ClusterClassification, ConfidentLabels, NeighborConsistency
-from fastdc.training import LabelChange, Stage, Train, Trainer
+from fastdc.training import Stage, Train
 from fastdc.views import CleanAndAugmented, RandomAffine, Transform
 
 
@@ -164,19 +164,9 @@ class DeepCluster(PretrainedClusterer):
         yield self.pretraining()
         classifier = nn.Linear(len(head.offset), n_labels, dtype=head.offset.dtype)
         classification = ClusterClassification(head, classifier)
-        until = None if self.tol is None else LabelChange(self.tol)
-        interval, rate = self.update_interval, self.learning_rate
-        yield Relabel(classification, "classify", self.epochs, rate, interval, until, views=self.views)
+        yield self.training(classification, "classify", refresh_epochs=1)
         yield Whiten(head)
         yield Initialise(head, self.n_init)
-
-
-class Relabel(Train):
-    """Training whose refreshes are an epoch apart unless told otherwise."""
-
-    def run(self, trainer: Trainer) -> None:
-        self.update_interval = self.update_interval or trainer.steps_per_epoch
-        super().run(trainer)
 
 
 @dataclass

@@ -15,7 +15,6 @@ from fastdc._input import read_count
 from fastdc.cluster._spectral import graph_clusters, link_smallest
 from fastdc.kernels._checks import check_positive
 from fastdc.methods._pretrained import PretrainedClusterer
-from fastdc.methods._stages import WholeTrain
 from fastdc.networks import SelfExpression
 from fastdc.terms import ExpressedReconstruction, SelfExpressive
 from fastdc.training import Stage, Trainer
@@ -98,7 +97,7 @@ class DSCNet(PretrainedClusterer):
         expressive = SelfExpressive(head, self.penalty, self.expression_weight, self.norm)
         yield self.pretraining()
         yield StartCoefficients(head)
-        yield WholeTrain(ExpressedReconstruction(head) + expressive, "express", self.epochs, self.learning_rate)
+        yield self.training(ExpressedReconstruction(head) + expressive, "express", views=None, whole=True)
 
     def _label(self, trainer: Trainer, z: Tensor) -> Tensor:
         from scipy.sparse import csr_array

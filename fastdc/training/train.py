@@ -79,11 +79,14 @@ class Alternate(Stage):
         What makes ``batch.views``.
     update_interval : int or None
         Steps between refreshes of the terms from the embedding of the whole data set, the first before the
-        first step; None is three epochs. Where no term needs a refresh there is none.
+        first step; None is ``refresh_epochs`` epochs. Where no term needs a refresh there is none.
     until : callable or None
         Asked after each refresh but the first, with its measurements; True ends the stage.
     watch : Term, optional
         Refreshed like the terms, for what it measures; it has no loss.
+    refresh_epochs : int
+    whole : bool
+        Take all rows at each step, in the order of the data, whatever the batch size; in one process.
     """
 
     stage: str
@@ -93,6 +96,8 @@ class Alternate(Stage):
     update_interval: int | None = None
     until: Callable[[Record], bool] | None = None
     watch: Term | None = None
+    refresh_epochs: int = REFRESH_EPOCHS
+    whole: bool = False
 
     def __post_init__(self) -> None:
         for turn in self.turns:
@@ -103,12 +108,15 @@ class Alternate(Stage):
         return [*(term for turn in self.turns for term in turn.whole.terms), *watch]
 
     def run(self, trainer: Trainer) -> None:
+        if self.whole and trainer.ranks.size > 1:
+            raise ValueError(f"stage {self.stage!r} takes all rows at each step, in one process: pass group=None")
         players = [_Player(turn, trainer) for turn in self.turns]
         start = trainer.resumed()
         for player, state in zip(players, start.optimizers):
             player.optimizer.load_state_dict(state)
         trainer.network.train()
-        interval = self.update_interval or REFRESH_EPOCHS * trainer.steps_per_epoch
+        interval = self.update_interval or self.refresh_epochs * (1 if self.whole else trainer.steps_per_epoch)
+        n_parts = 1 if self.whole else trainer.settings.accumulate
         refreshed = [term for term in self.terms() if term.needs_refresh]
         step = start.step
         epochs = range(start.epoch, self.epochs)
@@ -119,12 +127,12 @@ class Alternate(Stage):
             for epoch in epochs:
                 for player in players:
                     player.start_epoch(epoch / self.epochs)
-                for batch in trainer.epoch(self.views):
+                for batch in trainer.epoch(self.views, self.whole):
                     if refreshed and step % interval == 0 and self._refresh(refreshed, trainer, epoch, step):
                         return
                     for player in players:
                         if step % player.turn.every == 0:
-                            player.step(batch.anew() if len(players) > 1 else batch, trainer)
+                            player.step(batch.anew() if len(players) > 1 else batch, trainer, n_parts)
                     step += 1
                 record = self._measure(players, trainer, epoch)
                 stop = trainer.record(**record)
@@ -175,7 +183,7 @@ class Train(Alternate):
     Parameters
     ----------
     objective : Term or Objective
-    stage, epochs, views, update_interval, until, watch
+    stage, epochs, views, update_interval, until, watch, refresh_epochs, whole
         See :class:`Alternate`.
     learning_rate, modules, optimizer, decay
         See :class:`Turn`.
@@ -192,10 +200,12 @@ class Train(Alternate):
         *,
         views: Views | None = None,
         watch: Term | None = None,
+        refresh_epochs: int = REFRESH_EPOCHS,
+        whole: bool = False,
         **of_turn: Any,
     ) -> None:
         turn = Turn(objective=objective, learning_rate=learning_rate, **of_turn)
-        super().__init__(stage, epochs, [turn], views, update_interval, until, watch)
+        super().__init__(stage, epochs, [turn], views, update_interval, until, watch, refresh_epochs, whole)
 
 
 class _Player:
@@ -219,9 +229,9 @@ class _Player:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.turn.learning_rate * self.turn.decay(progress)
 
-    def step(self, batch: Batch, trainer: Trainer) -> None:
-        """One step of the optimiser. The losses stay on the device."""
-        parts = batch.split(trainer.settings.accumulate)
+    def step(self, batch: Batch, trainer: Trainer, n_parts: int) -> None:
+        """One step of the optimiser, from the gradients of parts of the batch. The losses stay on the device."""
+        parts = batch.split(n_parts)
         for part in parts:
             with trainer.autocast():
                 total, losses = self.objective(part)

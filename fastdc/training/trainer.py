@@ -138,8 +138,14 @@ class Trainer:
         position = Position(self._position.stage, epoch, step, [o.state_dict() for o in optimizers])
         self._checkpoint.write_if_due(self, self._stages, position)
 
-    def epoch(self, views: Views | None = None) -> Iterator[Batch]:
-        """All rows once, in a new random order; of each batch the rows of this process."""
+    def epoch(self, views: Views | None = None, whole: bool = False) -> Iterator[Batch]:
+        """All rows once, in a new random order; of each batch the rows of this process.
+
+        ``whole`` is one batch of all rows, in the order of the data.
+        """
+        if whole:
+            yield self._batch(self.data, torch.arange(len(self.x), device=self.x.device), 1.0, views)
+            return
         if isinstance(self.x, SourceRows):
             for numbers, x in self.x.windows(self.order):
                 for own, share in self._own_parts(torch.arange(len(x), device=x.device), len(x)):
