@@ -56,6 +56,15 @@ def _threads_put_back() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Networks as small as those of tests run fastest on one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def set_threads() -> Callable[[int], None]:
     """Set torch's number of threads for this test; it is put back afterwards."""

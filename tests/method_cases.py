@@ -5,11 +5,28 @@ import pytest
 import torch
 from numpy.testing import assert_array_equal
 from sklearn.base import clone
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_digits, make_blobs
 from sklearn.exceptions import NotFittedError
 
 from fastdc.persistence import CheckpointError
 from fastdc.training import checkpoint as checkpoints
+
+SMALL = {
+    "n_latent": 2,
+    "hidden": (16,),
+    "pretrain_epochs": 15,
+    "epochs": 8,
+    "batch_size": 32,
+    "pretrain_learning_rate": 1e-2,
+    "n_init": 3,
+    "random_state": 0,
+}
+
+
+def scaled_blobs(n_samples=150):
+    """Three blobs in 5 dimensions: (rows of mean 0 and variance 1, float32; classes)."""
+    points, classes = make_blobs(n_samples, 5, centers=3, cluster_std=0.5, random_state=3)
+    return ((points - points.mean(0)) / points.std(0)).astype(np.float32), classes
 
 
 def digits(n_samples=300):

@@ -81,3 +81,15 @@ def loss_and_gradients(function, *tensors, **options):
 
 def fused(backend):
     return lambda *tensors, **options: swapped_prediction_loss(*tensors, backend=backend, **options)
+
+
+def held_plan(x, centers, epsilon, n_iters, a=None, b=None):
+    """POT's ``sinkhorn_log`` written out: float64 numpy."""
+    cost = np.square(x.double().numpy()[:, None] - centers.double().numpy()).sum(2)
+    a = np.full(len(x), 1 / len(x)) if a is None else (a.double() / a.double().sum()).numpy()
+    b = np.full(len(centers), 1 / len(centers)) if b is None else (b.double() / b.double().sum()).numpy()
+    u = np.zeros(len(x))
+    for _ in range(n_iters):
+        v = np.log(b) - logsumexp(u[:, None] - cost / epsilon, axis=0)
+        u = np.log(a) - logsumexp(v - cost / epsilon, axis=1)
+    return np.exp(u[:, None] + v - cost / epsilon), cost

@@ -8,7 +8,6 @@ import pytest
 import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.cluster import KMeans
-from sklearn.datasets import make_blobs
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -18,36 +17,18 @@ import fastdc
 from fastdc.kernels.student_t import dec_loss, student_t_assign
 from fastdc.methods import DEC, IDEC
 from fastdc.networks import Centroids, MLPAutoencoder
-from fastdc.persistence import CheckpointError
 from fastdc.terms import StudentT
 from fastdc.training import Batch
+from tests.method_cases import SMALL, scaled_blobs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 METHODS = [DEC, IDEC]
-SMALL = {
-    "n_latent": 2,
-    "hidden": (16,),
-    "pretrain_epochs": 15,
-    "epochs": 8,
-    "batch_size": 32,
-    "pretrain_learning_rate": 1e-2,
-    "n_init": 3,
-    "random_state": 0,
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
 def blobs():
-    points, labels = make_blobs(150, 5, centers=3, cluster_std=0.5, random_state=3)
-    return ((points - points.mean(0)) / points.std(0)).astype(np.float32), labels
+    return scaled_blobs()
 
 
 @pytest.fixture(params=METHODS, ids=lambda m: m.__name__)
@@ -365,44 +346,6 @@ def test_pretrained_weights_are_a_start(blobs):
     assert [r["stage"] for r in second.history_] == []
     expected = KMeans(3, n_init=3, random_state=0).fit(first.transform(X))
     assert adjusted_rand_score(second.labels_, expected.labels_) == 1.0
-
-
-def test_save_and_load(method, blobs, tmp_path):
-    X, _ = blobs
-    estimator = method(3, **SMALL).fit(X)
-    estimator.save(tmp_path / "m.fastdc")
-    loaded = method.load(tmp_path / "m.fastdc")
-    assert_array_equal(loaded.predict_proba(X), estimator.predict_proba(X))
-    assert_array_equal(loaded.labels_, estimator.labels_)
-    assert loaded.history_ == estimator.history_
-    assert loaded.get_params() == estimator.get_params()
-    assert_array_equal(loaded.fit(X).labels_, estimator.labels_)
-
-
-def test_save_and_load_with_a_users_modules(blobs, tmp_path):
-    X, _ = blobs
-    encoder, decoder = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 2)), nn.Linear(2, 5)
-    estimator = IDEC(3, encoder=encoder, decoder=decoder, **SMALL).fit(X)
-    path = tmp_path / "m.fastdc"
-    estimator.save(path)
-    with pytest.raises(CheckpointError, match="was made with decoder=<Linear>, encoder=<Sequential>; pass the like"):
-        IDEC.load(path)
-    loaded = IDEC.load(path, encoder=copy.deepcopy(encoder), decoder=nn.Linear(2, 5))
-    assert_array_equal(loaded.predict_proba(X), estimator.predict_proba(X))
-    with pytest.raises(CheckpointError, match="the saved weights do not fit the module"):
-        IDEC.load(path, encoder=nn.Linear(5, 2), decoder=decoder)
-    with pytest.raises(CheckpointError, match="holds a IDEC, not a DEC"):
-        DEC.load(path)
-
-
-def test_T51_a_gpu_that_is_not_there(blobs, monkeypatch, tmp_path):
-    X, _ = blobs
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeError, match="torch sees no GPU"):
-        DEC(3, device="cuda", **SMALL).fit(X)
-    DEC(3, device="cpu", **SMALL).fit(X).save(tmp_path / "m")
-    with pytest.raises(RuntimeError, match="torch sees no GPU"):
-        DEC.load(tmp_path / "m", device="cuda")
 
 
 @pytest.mark.gpu

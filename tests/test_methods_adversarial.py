@@ -16,16 +16,9 @@ from fastdc.terms import Criticism, Deception
 from fastdc.training import Batch
 from tests.method_cases import check_conventions, check_resume, check_saving, digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"hidden": (32,), "n_normal": 4, "epochs": 4, "batch_size": 50, "random_state": 0}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @parametrize_with_checks(

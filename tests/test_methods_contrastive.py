@@ -20,6 +20,8 @@ from fastdc.training import Batch
 from fastdc.views import Augmented, Chain, FeatureDropout, GaussianNoise, RandomAffine
 from tests.method_cases import check_conventions, check_resume, check_saving, digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"hidden": (32,), "n_latent": 16, "epochs": 4, "batch_size": 100, "random_state": 0}
 IMAGES = SMALL | {"image_shape": (1, 8, 8), "channels": (4,)}
 METHODS = {
@@ -31,15 +33,6 @@ METHODS = {
     "SCCL": SCCL(10, n_init=2, n_projected=8, **SMALL),
     "SCCL with targets of all rows": SCCL(10, n_init=2, target="refresh", **SMALL),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from fastdc.terms import GraphTarget, SiameseContrast, SpectralRelaxation
 from fastdc.training import Batch
 from tests.method_cases import Interrupt, check_conventions, check_resume, check_saving, digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N2D_SMALL = {
     "manifold": "spectral",
     "n_latent": 5,
@@ -50,15 +52,6 @@ SDCN_SMALL = {
     "random_state": 0,
 }
 TINY = {"n_latent": 2, "hidden": (16,), "batch_size": 32, "n_init": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @parametrize_with_checks(

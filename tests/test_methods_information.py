@@ -16,6 +16,8 @@ from fastdc.training import Batch
 from fastdc.views import Augmented, GaussianNoise
 from tests.method_cases import check_conventions, check_resume, check_saving, digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"hidden": (32,), "n_latent": 16, "epochs": 4, "batch_size": 100, "random_state": 0}
 METHODS = {
     "IMSAT": IMSAT(10, **SMALL),
@@ -24,15 +26,6 @@ METHODS = {
     "IIC": IIC(10, n_heads=2, **SMALL),
     "IIC of images": IIC(10, n_heads=2, **(SMALL | {"image_shape": (1, 8, 8), "channels": (4,)})),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

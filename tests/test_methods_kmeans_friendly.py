@@ -23,6 +23,8 @@ from fastdc.terms import OptimalTransport, RunningMeans
 from fastdc.training import Batch
 from tests.method_cases import check_conventions, check_resume, check_saving, digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {
     "n_latent": 4,
     "hidden": (32,),
@@ -42,15 +44,6 @@ METHODS = {
     "two stages": TwoStage(10, **SMALL),
     "two stages, mixture": TwoStage(10, clusterer=GaussianMixture(reg_covar=1e-3), **SMALL),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=METHODS.values(), ids=METHODS)

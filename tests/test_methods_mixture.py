@@ -20,6 +20,8 @@ from fastdc.terms import Likelihood, MixtureEvidence
 from fastdc.training import Batch
 from tests.method_cases import check_conventions, check_resume, check_saving, digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {
     "n_latent": 4,
     "hidden": (32,),
@@ -31,15 +33,6 @@ SMALL = {
     "n_init": 2,
     "random_state": 0,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(

@@ -14,20 +14,13 @@ from fastdc.training import Batch
 from fastdc.views import Augmented, GaussianNoise
 from tests.method_cases import check_conventions, check_resume, check_saving, digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {"hidden": (32,), "n_latent": 16, "epochs": 4, "batch_size": 100, "random_state": 0}
 METHODS = {
     "vectors": DAC(10, **SMALL),
     "images": DAC(10, **(SMALL | {"image_shape": (1, 8, 8), "channels": (4,)})),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @parametrize_with_checks(

@@ -23,6 +23,8 @@ from fastdc.training import Batch
 from fastdc.views import Augmented, GaussianNoise, RandomAffine
 from tests.method_cases import check_conventions, check_resume, check_saving, digits
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {
     "n_latent": 4,
     "hidden": (32,),
@@ -44,15 +46,6 @@ METHODS = {
     "DEPICT": DEPICT(10, **SMALL),
     "DEPICT, images": DEPICT(10, **SMALL, **IMAGES),
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=METHODS.values(), ids=METHODS)

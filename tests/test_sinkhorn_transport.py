@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.special import logsumexp
 
 import fastdc
 from fastdc.kernels._accuracy import assert_not_worse_than_torch, relative_error
@@ -23,7 +22,7 @@ from fastdc.kernels.sinkhorn import (
 from fastdc.kernels.sinkhorn.iterate import Marginals
 from fastdc.kernels.sinkhorn.numba_transport import FeaturePasses
 from fastdc.losses import OptimalTransportLoss
-from tests.sinkhorn_cases import DTYPES, exact_assign, make_views, plain_assign
+from tests.sinkhorn_cases import DTYPES, exact_assign, held_plan, make_views, plain_assign
 
 BACKENDS = ["reference", "numba"]
 SHAPES = [(1, 1, 2), (7, 3, 5), (130, 300, 33), (1100, 20, 64)]  # n_samples, n_prototypes, n_features
@@ -34,18 +33,6 @@ def make_clusters(n, k, d, dtype=torch.float32, seed=0, offset=0.0):
     centers = torch.randn(k, d, generator=generator) + offset
     x = centers[torch.randint(k, (n,), generator=generator)] + 0.7 * torch.randn(n, d, generator=generator)
     return x.to(dtype), (centers + 0.1).to(dtype)
-
-
-def held_plan(x, centers, epsilon, n_iters, a=None, b=None):
-    """POT's ``sinkhorn_log`` written out: float64 numpy."""
-    cost = np.square(x.double().numpy()[:, None] - centers.double().numpy()).sum(2)
-    a = np.full(len(x), 1 / len(x)) if a is None else (a.double() / a.double().sum()).numpy()
-    b = np.full(len(centers), 1 / len(centers)) if b is None else (b.double() / b.double().sum()).numpy()
-    u = np.zeros(len(x))
-    for _ in range(n_iters):
-        v = np.log(b) - logsumexp(u[:, None] - cost / epsilon, axis=0)
-        u = np.log(a) - logsumexp(v - cost / epsilon, axis=1)
-    return np.exp(u[:, None] + v - cost / epsilon), cost
 
 
 def exact_loss(x, centers, epsilon, n_iters, a=None, b=None):

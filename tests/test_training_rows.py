@@ -3,14 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score
 
 from fastdc.data import as_row_source
-from fastdc.methods import DEC, IDEC
+from fastdc.methods import DEC, IDEC, IMSAT
 from fastdc.networks import MLPAutoencoder
 from fastdc.training import Settings, SourceRows, Trainer, embed, rows
-from tests.method_cases import check_resume
+from tests.method_cases import check_resume, scaled_blobs
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = {
     "n_latent": 2,
@@ -24,15 +25,6 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small run fastest on one."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
     """Windows of 8 runs of 32 rows of 5 features."""
@@ -43,8 +35,7 @@ def small_windows(monkeypatch):
 
 @pytest.fixture(scope="module")
 def blobs(tmp_path_factory):
-    X, y = make_blobs(1203, 5, centers=3, cluster_std=0.5, random_state=3)
-    X = ((X - X.mean(0)) / X.std(0)).astype(np.float32)
+    X, y = scaled_blobs(1203)
     path = tmp_path_factory.mktemp("blobs") / "x.npy"
     np.save(path, X)
     return X, y, path
@@ -109,3 +100,9 @@ def test_T01_bad_rows_of_a_file_are_named(blobs, tmp_path):
 def test_all_rows_at_once_are_refused(blobs):
     with pytest.raises(ValueError, match="batch_size=None takes all rows at once; read the source into an array"):
         DEC(3, **(SMALL | {"batch_size": None})).fit(source_of(blobs[2]))
+
+
+def test_methods_that_need_all_rows_read_them(blobs):
+    X, _, path = blobs
+    options = {"hidden": (16,), "n_latent": 16, "epochs": 2, "random_state": 0}
+    assert IMSAT(3, **options).fit(source_of(path)).labels_.shape == (len(X),)

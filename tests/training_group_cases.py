@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from sklearn.datasets import make_blobs
 
-from fastdc.methods import IDEC
+from fastdc.methods import DCN, IDEC
 from fastdc.networks import MLPAutoencoder
 from fastdc.training import Settings, Term, Train, Trainer
 from tests.group_cases import drop_group
+from tests.method_cases import scaled_blobs
 
 SMALL = {"n_latent": 2, "hidden": (16,), "pretrain_epochs": 10, "epochs": 6, "batch_size": 33, "n_init": 2, "tol": None}
 
@@ -43,13 +43,15 @@ def check_gradients_are_those_of_all_rows(rank):
 
 
 def check_a_method_finds_the_same_clusters(rank, folder):
-    X, _ = make_blobs(600, 5, centers=3, cluster_std=0.5, random_state=3)
-    X = ((X - X.mean(0)) / X.std(0)).astype(np.float32)
+    X, _ = scaled_blobs(600)
     alone = IDEC(3, random_state=0, **SMALL).fit(X)
     together = IDEC(3, random_state=0, group="world", **SMALL).fit(X, checkpoint=os.path.join(folder, "run"))
     np.testing.assert_array_equal(together.labels_, alone.labels_)
     np.testing.assert_allclose(together.cluster_centers_, alone.cluster_centers_, rtol=1e-2, atol=1e-2)
     assert os.path.exists(os.path.join(folder, "run", "training.safetensors"))
+    alone, together = (DCN(3, random_state=0, group=group, **SMALL).fit(X) for group in (None, "world"))
+    np.testing.assert_array_equal(together.labels_, alone.labels_)
+    np.testing.assert_allclose(together.cluster_centers_, alone.cluster_centers_, rtol=1e-2, atol=1e-2)
 
 
 def check_small_batches_are_refused():
