@@ -7,7 +7,7 @@ import ctypes
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,26 @@ def _sampled_peak(function: Callable[[], Any]) -> tuple[int, Any]:
     return max(peak, _kilobytes(_STATUS, "VmRSS")), value
 
 
-def status_bytes(name: str) -> int:
-    """A figure of this process, such as "RssAnon", in bytes."""
-    return _kilobytes(_STATUS, name)
+@contextlib.contextmanager
+def peak_anonymous() -> Iterator[list[int]]:
+    """A list that holds, after the block, the most bytes of anonymous memory that the block added; looks often.
+
+    Pages of a mapped file do not count: they can be dropped at any time.
+    """
+    before = _kilobytes(_STATUS, "RssAnon")
+    peak, done = [0], threading.Event()
+
+    def watch() -> None:
+        while not done.wait(2e-3):
+            peak[0] = max(peak[0], _kilobytes(_STATUS, "RssAnon") - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        watcher.join()
 
 
 def _kilobytes(path: Path, name: str) -> int:

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from bench._environment import ROOT, cpu_stamp
-from bench._memory import resident_bytes
-from bench.scale import WRITERS, _peak_anonymous
+from bench._memory import peak_anonymous, resident_bytes
+from bench.scale import WRITERS, Points
 from fastdc import GaussianMixture, KMeans, MiniBatchKMeans
 from fastdc.data import open_rows
 from fastdc.planning import plan
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         case = CASES[name]
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             path = Path(folder) / f"x.{case.file or 'npy'}"
-            WRITERS[case.file or "npy"](path, case.n, case.d, case.k)
+            WRITERS[case.file or "npy"](path, Points(case.n, case.d, case.k))
             command = [sys.executable, "-m", "bench.plans", "--child", str(path), "--cases", name]
             done = subprocess.run([*command, "--threads", str(options.threads)], capture_output=True, text=True)
         if done.returncode:
@@ -93,7 +93,7 @@ def _measure(case: Case, path: Path, threads: int) -> dict[str, Any]:
     run = {"kmeans": _kmeans, "minibatch": _mini_batch, "gmm": _mixture}[case.method]
     run(rows[: 20 * case.k] if isinstance(rows, np.ndarray) else rows, case, 2)  # compiles
     resident_bytes("cpu")  # hands freed memory back
-    with _peak_anonymous() as peak:
+    with peak_anonymous() as peak:
         seconds = run(rows, case, 6)
     return {
         "method": case.method,

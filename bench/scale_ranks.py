@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from bench._environment import ROOT, cpu_stamp
-from bench.scale import write_npy
+from bench.scale import Points, write_npy
 from fastdc import KMeans
 from fastdc.data import open_rows
 from fastdc.distributed import own_rows, save_rows
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         path = Path(folder) / "x.npy"
-        write_npy(path, options.n, options.d, options.k)
+        write_npy(path, Points(options.n, options.d, options.k))
         most = max(options.processes)
         seconds: dict[str, list[float]] = {}
         labels: dict[str, np.ndarray] = {}

@@ -12,7 +12,9 @@ import torch
 
 from fastdc import cli
 from fastdc.data import RowSource, load_points
-from fastdc.neighbors import knn, save_knn, to_disk
+from fastdc.kernels.neighbors import search
+from fastdc.kernels.neighbors.search import PointIndex
+from fastdc.neighbors import knn, recall, save_knn, to_disk
 from tests.cli_cases import fails
 
 SMALL = 100_000  # bytes that cut 2,000 rows into many blocks and parts
@@ -87,9 +89,9 @@ def test_rows_that_are_not_finite(tmp_path, points):
 @pytest.mark.parametrize("metric", ["euclidean", "inner_product"])
 def test_recall_of_approximate_search_is_that_of_all_rows(tmp_path, points, monkeypatch, algorithm, metric):
     monkeypatch.setattr(to_disk, "QUERY_ROWS", 500)
-    monkeypatch.setattr(to_disk, "CHECKED", 2000)
+    monkeypatch.setattr(recall, "CHECKED", 2000)
     path = tmp_path / "g.npz"
-    saved = save_knn(points, path, 5, algorithm=algorithm, metric=metric)
+    saved = save_knn(points, path, 5, algorithm=algorithm, metric=metric, min_recall=None)
     found, true = np.load(path), knn(torch.from_numpy(points), 5, metric=metric)
     assert not (found["indices"] == np.arange(2000)[:, None]).any()
     sign = -1 if metric == "inner_product" else 1
@@ -114,9 +116,36 @@ def test_nothing_is_left_of_a_search_that_fails(tmp_path, points, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.peers("faiss")
+@pytest.mark.parametrize("algorithm", ["hnsw", "ivf"])
+@pytest.mark.parametrize("with_queries", [False, True])
+def test_looks_as_far_as_the_wanted_recall_needs(tmp_path, monkeypatch, algorithm, with_queries):
+    x = np.random.default_rng(0).standard_normal((4000, 16)).astype(np.float32)
+    queries = np.random.default_rng(1).standard_normal((1500, 16)) if with_queries else None
+    widths = []
+    look_at = PointIndex.look_at
+    monkeypatch.setattr(PointIndex, "look_at", lambda index, width: (widths.append(width), look_at(index, width))[1])
+    few, most = (
+        save_knn(x, tmp_path / "g.npz", 10, queries=queries, algorithm=algorithm, min_recall=wanted)
+        for wanted in (0.6, 0.99)
+    )
+    assert 0.55 < few.recall < 0.98 < most.recall
+    assert widths[0] == 4
+    assert max(widths) < 400
+
+
+@pytest.mark.peers("faiss")
+def test_says_where_a_graph_cannot_reach_the_wanted_recall(tmp_path, monkeypatch):
+    monkeypatch.setattr(search, "WIDEST_BEAM", 4)
+    x = np.random.default_rng(0).standard_normal((4000, 16)).astype(np.float32)
+    with pytest.warns(UserWarning, match="hnsw finds 0.* of the true neighbours at the most, not min_recall=0.999"):
+        save_knn(x, tmp_path / "g.npz", 10, algorithm="hnsw", min_recall=0.999)
+
+
 @pytest.mark.parametrize(
     ("arguments", "fragment"),
     [
+        ({"min_recall": 1.5}, "min_recall must be above 0 and at most 1, or None, got 1.5"),
         ({"path": "g.txt"}, "path must end in .npz"),
         ({"n_neighbors": 2000}, "n_neighbors must be from 1 to 1999"),
         ({"metric": "manhattan"}, "metric must be one of"),

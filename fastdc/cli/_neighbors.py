@@ -34,6 +34,9 @@ def knn(
     algorithm: Annotated[
         str, typer.Option(help="auto, exact, or FAISS's faiss (all pairs), hnsw and ivf (approximate).")
     ] = "auto",
+    recall: Annotated[
+        float, typer.Option(help="Share of the true neighbours that hnsw and ivf shall find, measured on a sample.")
+    ] = 0.95,
     queries: Annotated[
         Path | None, typer.Option(help="A file of other points, whose neighbours in FILE are sought.")
     ] = None,
@@ -71,6 +74,7 @@ def knn(
         queries=None if queries is None else open_points(queries, key, columns, header),
         metric=metric,
         algorithm=algorithm,
+        min_recall=recall,
         memory=most,
         device=device,
         random_state=seed,

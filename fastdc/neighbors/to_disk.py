@@ -24,12 +24,10 @@ from fastdc.kernels.neighbors import choose_algorithm, knn
 from fastdc.kernels.neighbors.op import check_n_neighbors
 from fastdc.kernels.neighbors.points import METRICS, check_metric
 from fastdc.kernels.neighbors.search import PointIndex
+from fastdc.neighbors.recall import Found, Sample, drawn, widen
 
 QUERY_ROWS = 1 << 15
 COPIES = 3  # of rows that a search holds; as many more where they must be read into buffers
-CHECKED = 1000  # queries whose neighbours are searched exactly too
-
-Found = tuple[Tensor, Tensor]  # distances and indices
 
 
 class SavedNeighbors(NamedTuple):
@@ -51,6 +49,7 @@ def save_knn(
     queries: Any = None,
     metric: str = "euclidean",
     algorithm: str = "auto",
+    min_recall: float | None = 0.95,
     memory: int = 1 << 30,
     device: torch.device | str | None = None,
     check_finite: bool = True,
@@ -71,6 +70,9 @@ def save_knn(
     metric : {"euclidean", "cosine", "inner_product"}
     algorithm : {"auto", "exact", "faiss", "hnsw", "ivf"}
         As in :func:`fastdc.neighbors.knn`; all but "exact" run on the CPU.
+    min_recall : float or None
+        Share of the true neighbours that "hnsw" and "ivf" shall find: queries look at more and more of the index, until
+        1,000 of them find so many. None looks at as much as :func:`fastdc.neighbors.knn`, whatever the recall.
     memory : int
         Bytes that rows and results of "exact" may take; rows that are mapped from a file do not count. The others
         hold an index of all points.
@@ -86,13 +88,18 @@ def save_knn(
     Returns
     -------
     SavedNeighbors
-        ``recall`` is 1 for "exact", else measured on 1,000 queries: the share of their found neighbours that are as
-        near as the true ones.
+        ``recall`` is 1 for "exact", else measured on 1,000 queries, drawn apart from those of ``min_recall``: the share
+        of their found neighbours that are as near as the true ones.
 
     Raises
     ------
     ValueError, TypeError, BackendError
         For bad arguments and bad data, before anything is written.
+
+    Warns
+    -----
+    UserWarning
+        If "hnsw" cannot reach ``min_recall``.
 
     Notes
     -----
@@ -121,25 +128,27 @@ def save_knn(
     check_metric(metric, METRICS)
     check_n_neighbors(n_neighbors, len(points), queries is None)
     memory, seed = read_count(memory, "memory"), read_seed(random_state)
+    if min_recall is not None and not 0 < min_recall <= 1:
+        raise ValueError(f"min_recall must be above 0 and at most 1, or None, got {min_recall}")
     algorithm = choose_algorithm(_outline(points), n_neighbors, _outline(asked), algorithm)
     for source in (points,) if queries is None else (points, asked):
         if check_finite or algorithm != "exact":
             _require_finite(source)
     job = _Job(points, asked, queries is None, n_neighbors, metric, memory, choose_device(device))
-    rows = _drawn(len(asked), seed) if algorithm != "exact" else np.empty(0, np.int64)
-    search = job.exact if algorithm == "exact" else job.approximate(algorithm)
-    near = np.empty((len(rows), n_neighbors))
+    is_exact = algorithm == "exact"
+    search = job.exact if is_exact else job.approximate(algorithm, min_recall, seed + 1)
+    sample = None if is_exact else job.sample(seed)
     with (
         _open_results(target, (len(asked), n_neighbors), len(points), job.dtype) as write,
         tqdm(total=len(asked), desc=f"knn, {algorithm}", unit=" rows", unit_scale=True, disable=not verbose) as bar,
     ):
         for start, block in job.blocks():
-            distances, indices = job.others(*search(block), start)
+            distances, indices = job.others(*search(block), torch.arange(start, start + len(block)))
             write(distances.cpu().numpy(), indices.cpu().numpy())
-            here = (rows >= start) & (rows < start + len(block))
-            near[here] = distances.cpu().numpy()[rows[here] - start]
+            if sample is not None:
+                sample.see(start, distances)
             bar.update(len(block))
-        recall = job.recall(rows, near) if len(rows) else 1.0
+    recall = 1.0 if sample is None else sample.recall()
     return SavedNeighbors(target, len(asked), n_neighbors, algorithm, recall, time.perf_counter() - started)
 
 
@@ -187,29 +196,34 @@ class _Job:
         assert found is not None, "there are points"
         return found
 
-    def approximate(self, algorithm: str) -> Callable[[Tensor], Found]:
+    def approximate(self, algorithm: str, min_recall: float | None, seed: int) -> Callable[[Tensor], Found]:
+        """A search of the ``wanted`` nearest points of each row of a block, as wide as a sample needs."""
         index = PointIndex(as_tensor(np.asarray(self.points)), self.wanted, self.metric, algorithm)
-        return lambda block: index.search(block.cpu(), self.wanted)
 
-    def others(self, distances: Tensor, indices: Tensor, start: int) -> Found:
-        """Without the rows themselves, which begin at ``start``; the last goes where a row is not in its list."""
+        def search(block: Tensor) -> Found:
+            return index.search(block.cpu(), self.wanted)
+
+        if min_recall is not None and index.widest:
+            sample = self.sample(seed)
+            block = self._asked_rows(sample.rows)
+            widen(index, lambda: self.others(*search(block), torch.from_numpy(sample.rows))[0], sample, min_recall)
+        return search
+
+    def sample(self, seed: int) -> Sample:
+        rows = drawn(len(self.asked), seed)
+        true = self.others(*self.exact(self._asked_rows(rows)), torch.from_numpy(rows))[0]
+        return Sample(rows, true, self._sign)
+
+    def _asked_rows(self, rows: np.ndarray) -> Tensor:
+        return as_tensor(self.asked.take(rows)).to(self.device)
+
+    def others(self, distances: Tensor, indices: Tensor, rows: Tensor) -> Found:
+        """Without the rows themselves, given their numbers; the last goes where a row is not in its list."""
         if not self.is_self:
             return distances, indices
-        own = torch.arange(start, start + len(indices), device=indices.device)[:, None]
-        beyond = (indices == own).cumsum(dim=1)[:, : self.n_neighbors] > 0
+        beyond = (indices == rows.to(indices.device)[:, None]).cumsum(dim=1)[:, : self.n_neighbors] > 0
         columns = torch.arange(self.n_neighbors, device=indices.device) + beyond.long()
         return distances.gather(1, columns), indices.gather(1, columns)
-
-    def recall(self, rows: np.ndarray, near: np.ndarray) -> float:
-        """Share of the distances ``near`` of some queries that are no larger than the true ones."""
-        block = as_tensor(self.asked.take(rows)).to(self.device)
-        distances, indices = self.exact(block)
-        if self.is_self:
-            own = torch.from_numpy(rows).to(indices.device)[:, None]
-            distances = torch.where(indices == own, torch.inf * self._sign, distances).sort(dim=1).values
-            distances = distances if self._sign > 0 else distances.flip(1)
-        last = distances[:, self.n_neighbors - 1 : self.n_neighbors].double().cpu().numpy() * self._sign
-        return float((near * self._sign <= last).mean())
 
     @property
     def _sign(self) -> int:
@@ -263,10 +277,6 @@ def _begin_array(file: Any, shape: tuple[int, int], dtype: np.dtype) -> Callable
 def _outline(source: RowSource) -> Tensor:
     """A tensor of the shape and dtype of a source, without memory."""
     return torch.empty(1, dtype=getattr(torch, str(source.dtype))).expand(source.shape)
-
-
-def _drawn(n: int, seed: int) -> np.ndarray:
-    return np.sort(np.random.default_rng(seed).choice(n, min(n, CHECKED), replace=False))
 
 
 def _require_finite(source: RowSource) -> None:

@@ -18,6 +18,7 @@ from fastdc.kernels.neighbors.points import metric_rows
 from fastdc.kernels.neighbors.rescore import best_of
 
 LINKS, BUILD_BEAM, SEARCH_BEAM = 32, 100, 64  # of the graph of hnsw
+WIDEST_BEAM = 4096
 LEAST_A_LIST = 39  # points that faiss wants for each list of ivf
 LEAST_PROBES, PROBED_SHARE = 16, 8  # lists of ivf that a query looks into: one in eight, 16 at least
 TRAINING_ROWS_A_LIST = 64  # on GPUs, where faiss trains from host memory
@@ -68,10 +69,22 @@ class PointIndex:
     """
 
     def __init__(self, x: Tensor, n_neighbors: int, metric: str, algorithm: str) -> None:
-        self.metric, self.faiss = metric, load_faiss(on_gpu=False)
+        self.metric, self.faiss, self.algorithm = metric, load_faiss(on_gpu=False), algorithm
         self.points = metric_rows(x, metric, torch.float32).contiguous()
         with _threads_of_torch(self.faiss):
             self.index = _make_index(self.faiss, self.points, n_neighbors, _code(self.faiss, metric), algorithm)
+
+    @property
+    def widest(self) -> int:
+        """The most that a query can look at: lists of "ivf", the beam of "hnsw"; 0 of "faiss", which looks at all."""
+        return 0 if self.algorithm == "faiss" else self.index.nlist if self.algorithm == "ivf" else WIDEST_BEAM
+
+    def look_at(self, width: int) -> None:
+        """How much of the index each query looks at from now on, up to ``widest``: the more, the higher the recall."""
+        if self.algorithm == "ivf":
+            self.index.nprobe = width
+        else:
+            self.index.hnsw.efSearch = width
 
     def search(self, queries: Tensor, n_neighbors: int) -> tuple[Tensor, Tensor]:
         """distances (m, n_neighbors), float32, measured by differences, and indices; -1 where fewer were found."""
