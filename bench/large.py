@@ -1,8 +1,8 @@
 """Millions of points beside the library that people would take otherwise: ``python -m bench.large --cases minibatch``.
 
 minibatch
-    ``MiniBatchKMeans`` over a file of 10,000,000 points beside scikit-learn's over the same, mapped, for as many passes:
-    seconds, and the inertia of all points under the centers of either.
+    ``MiniBatchKMeans`` over a file of 10,000,000 points beside scikit-learn's over the same, mapped, for as many
+    passes: seconds, and the inertia of all points under the centers of either.
 many_clusters
     Seconds of an iteration of ``KMeans`` with 20,000 clusters beside ``faiss.Kmeans`` on all points, from the same
     centers.
@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.base import clone
 
 from bench._environment import ROOT, cpu_stamp
 from bench._memory import peak_anonymous
@@ -57,20 +58,18 @@ def mini_batch(path: Path, options: Any) -> dict[str, Result]:
     from sklearn.cluster import MiniBatchKMeans as Peer
 
     given = {"max_iter": options.passes, "batch_size": 1024, "max_no_improvement": None, "random_state": 0, "n_init": 1}
-    kinds = {
-        "fastdc": lambda: MiniBatchKMeans(options.k, device="cpu", **given),
-        "scikit-learn": lambda: Peer(options.k, **given),
-    }
-    rows: dict[str, Any] = {"fastdc": open_rows(path), "scikit-learn": np.load(path, mmap_mode="r")}
-    found: dict[str, Result] = {}
-    for side, make in kinds.items():
-        make().fit(np.array(rows["scikit-learn"][: 20 * options.k]))  # compiles
+    source, mapped = open_rows(path), np.load(path, mmap_mode="r")
+    few = np.array(mapped[: 20 * options.k])
+
+    def run(model: Any, rows: Any) -> Result:
+        clone(model).fit(few)  # compiles
         with peak_anonymous() as peak:
-            model, seconds = _timed(lambda: make().fit(rows[side]))
-        inertia = KMeans(options.k, init=model.cluster_centers_, max_iter=1, tol=0, device="cpu").fit(rows["fastdc"])
-        first = inertia.history_[0]["inertia"]
-        found[side] = {"seconds": seconds, "inertia": first, "peak_anonymous_bytes": peak[0]}
-    return found
+            seconds = _seconds(lambda: model.fit(rows))
+        scored = KMeans(options.k, init=model.cluster_centers_, max_iter=1, tol=0, device="cpu").fit(source)
+        return {"seconds": seconds, "inertia": scored.history_[0]["inertia"], "peak_anonymous_bytes": peak[0]}
+
+    ours, theirs = MiniBatchKMeans(options.k, device="cpu", **given), Peer(options.k, **given)
+    return {"fastdc": run(ours, source), "scikit-learn": run(theirs, mapped)}
 
 
 def many_clusters(path: Path, options: Any) -> dict[str, Result]:
@@ -78,20 +77,18 @@ def many_clusters(path: Path, options: Any) -> dict[str, Result]:
 
     x = np.load(path)
     start = x[np.linspace(0, len(x) - 1, options.k).astype(np.int64)]
-    found: dict[str, Result] = {}
-    for side in ("fastdc", "faiss"):
-        if side == "fastdc":
-            ends: list[float] = []
-            model = KMeans(options.k, init=start, max_iter=options.passes + 1, tol=0, device="cpu", algorithm="lloyd")
-            model.callbacks = [lambda record, ends=ends: ends.append(time.perf_counter())]
-            model.fit(x)
-            found[side] = {"seconds": float(np.median(np.diff(ends))), "inertia": model.history_[-1]["inertia"]}
-        else:
-            faiss.omp_set_num_threads(torch.get_num_threads())
-            peer = faiss.Kmeans(x.shape[1], options.k, niter=options.passes, max_points_per_centroid=len(x))
-            _, seconds = _timed(lambda: peer.train(x, init_centroids=start))
-            found[side] = {"seconds": seconds / options.passes, "inertia": float(peer.obj[-1])}
-    return found
+    ends: list[float] = []
+    model = KMeans(options.k, init=start, max_iter=options.passes + 1, tol=0, device="cpu", algorithm="lloyd")
+    model.callbacks = [lambda record: ends.append(time.perf_counter())]
+    model.fit(x)
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    peer = faiss.Kmeans(x.shape[1], options.k, niter=options.passes, max_points_per_centroid=len(x))
+    seconds = _seconds(lambda: peer.train(x, init_centroids=start)) / options.passes
+    inertias = [record["inertia"] for record in model.history_]
+    return {
+        "fastdc": {"seconds": float(np.median(np.diff(ends))), "inertia": inertias[options.passes - 1]},
+        "faiss": {"seconds": seconds, "inertia": float(peer.obj[-1])},
+    }
 
 
 def mixture(path: Path, options: Any) -> dict[str, Result]:
@@ -99,15 +96,14 @@ def mixture(path: Path, options: Any) -> dict[str, Result]:
 
     x = np.load(path)
     means = x[np.linspace(0, len(x) - 1, options.k).astype(np.int64)]
-    start = GaussianMixture(options.k, max_iter=1, means_init=means, device="cpu").fit(x)
-    given = {"covariance_type": "diag", "tol": 0.0, "max_iter": options.passes, "means_init": start.means_}
-    theirs = {"weights_init": start.weights_ / start.weights_.sum(), "precisions_init": 1 / start.covariances_}
+    given = {"covariance_type": "diag", "tol": 0.0, "max_iter": options.passes, "means_init": means}
+    ours = GaussianMixture(options.k, device="cpu", **given)
+    start = ours._start(torch.from_numpy(x), options.k, 0)
+    weights, variances = (part.double().numpy() for part in (start.weights, start.covariances))
+    theirs = Peer(options.k, weights_init=weights / weights.sum(), precisions_init=1 / variances, **given)
     found: dict[str, Result] = {}
-    for side in ("fastdc", "scikit-learn"):
-        model: Any = GaussianMixture(options.k, device="cpu", **given)
-        if side == "scikit-learn":
-            model = Peer(options.k, **given, **theirs)
-        _, seconds = _timed(lambda model=model: model.fit(x))
+    for side, model in (("fastdc", ours), ("scikit-learn", theirs)):
+        seconds = _seconds(lambda model=model: model.fit(x))  # type: ignore[misc]
         found[side] = {"seconds": seconds, "log_likelihood": float(np.mean(model.score_samples(x), dtype=np.float64))}
     return found
 
@@ -116,17 +112,17 @@ def neighbors(path: Path, options: Any) -> dict[str, Result]:
     from pynndescent import NNDescent
 
     found: dict[str, Result] = {}
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        for algorithm in options.algorithms:
-            save_knn(open_rows(path).rows(0, 5000), Path(folder) / "few.npz", NEIGHBORS, algorithm=algorithm)
-            graph = Path(folder) / f"{algorithm}.npz"
-            saved, seconds = _timed(lambda: save_knn(path, graph, NEIGHBORS, algorithm=algorithm))  # noqa: B023
-            found[f"fastdc, {algorithm}"] = {"seconds": seconds, "recall": saved.recall}
     x = np.load(path)
-    threads = torch.get_num_threads()
-    NNDescent(x[:5000], n_neighbors=NEIGHBORS + 1, n_jobs=threads, random_state=0)  # compiles
-    index, seconds = _timed(lambda: NNDescent(x, n_neighbors=NEIGHBORS + 1, n_jobs=threads, random_state=0))
-    found["pynndescent"] = {"seconds": seconds, "recall": _recall(x, index.neighbor_graph[0])}
+    for algorithm in options.algorithms:
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            save_knn(x[:5000], Path(folder) / "few.npz", NEIGHBORS, algorithm=algorithm)  # compiles
+            saved = save_knn(path, Path(folder) / "graph.npz", NEIGHBORS, algorithm=algorithm)
+        found[f"fastdc, {algorithm}"] = {"seconds": saved.seconds, "recall": saved.recall}
+    given = {"n_neighbors": NEIGHBORS + 1, "n_jobs": torch.get_num_threads(), "random_state": 0}
+    NNDescent(x[:5000], **given)  # compiles
+    graphs: list[Any] = []
+    seconds = _seconds(lambda: graphs.append(NNDescent(x, **given).neighbor_graph))
+    found["pynndescent"] = {"seconds": seconds, "recall": _recall(x, graphs[0][0])}
     return found
 
 
@@ -187,10 +183,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(name, shape, side, " ".join(f"{key}={value:.6g}" for key, value in result.items()), flush=True)
 
 
-def _timed(call: Callable[[], Any]) -> tuple[Any, float]:
+def _seconds(call: Callable[[], Any]) -> float:
     begin = time.perf_counter()
-    value = call()
-    return value, time.perf_counter() - begin
+    call()
+    return time.perf_counter() - begin
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -200,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--n", type=int, help="points, in place of the case's own number")
     add("--k", type=int, help="clusters, in place of the case's own number")
     add("--passes", type=int, help="iterations, in place of the case's own number")
-    add("--algorithms", nargs="+", default=["ivf", "hnsw"], help="of neighbors")
+    add("--algorithms", nargs="+", default=["lists", "ivf"], help="of neighbors")
     add("--threads", type=int, default=2)
     add("--folder", type=Path, help="where files are written for the time; default: the system's")
     add("--out", type=Path, default=ROOT / "bench" / "results" / "large.jsonl")

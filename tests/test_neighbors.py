@@ -327,7 +327,7 @@ def test_opcheck_and_one_graph():
     x, queries = make_points(70, 5), make_points(9, 5, seed=1)
     for given in (None, queries):
         torch.library.opcheck(custom_ops.KNN["numba"], (x, given, 4, "euclidean", "ieee"))
-        torch.library.opcheck(custom_ops.KNN_FAISS, (x, given, 4, "euclidean", "faiss"))
+        torch.library.opcheck(custom_ops.KNN_BY, (x, given, 4, "euclidean", "faiss"))
         torch.library.opcheck(custom_ops.RADIUS["numba"], (x, given, 2.0, "euclidean", "ieee"))
     compiled = torch.compile(lambda t: knn(t * 2.0, 3), fullgraph=True, backend="aot_eager", dynamic=True)
     for n in (70, 33):
@@ -352,7 +352,11 @@ BAD = [
     (dict(x=X[:1]), ValueError, "n_neighbors must be from 1 to 0, the number of the other rows of x, got 1"),
     (dict(n_neighbors=1.0), TypeError, "n_neighbors must be an int, got 1.0"),
     (dict(n_neighbors=True), TypeError, "n_neighbors must be an int, got True"),
-    (dict(algorithm="tree"), ValueError, "algorithm must be 'auto' or one of ('exact', 'faiss', 'hnsw', 'ivf'), got"),
+    (
+        dict(algorithm="tree"),
+        ValueError,
+        "algorithm must be 'auto' or one of ('exact', 'lists', 'faiss', 'hnsw', 'ivf')",
+    ),
     (dict(x=X / 0, check_finite=True), ValueError, "Input x contains NaN: 12 such entries, the first at index [0, 0]."),
     (dict(queries=X + torch.inf, check_finite=True), ValueError, "Input queries contains infinity or a value too lar"),
 ]

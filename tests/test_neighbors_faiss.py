@@ -83,32 +83,36 @@ def test_auto_is_exact_until_search_takes_minutes():
     small, large = torch.empty(1000, 8), torch.empty(1, 64).expand(1_200_000, 64)
     for faiss in (True, False):
         assert choose_algorithm(small, 5, faiss=faiss) == "exact"
-    assert choose_algorithm(large, 5, faiss=True) == "hnsw"
-    assert choose_algorithm(large, 5, faiss=False) == "exact"
-    assert choose_algorithm(large, 5, large[:1000], faiss=True) == "exact"  # few queries
-    assert choose_algorithm(large.double(), 5, faiss=True) == "exact"
+    for faiss in (True, False):
+        assert choose_algorithm(large, 5, faiss=faiss) == "lists"
+        assert choose_algorithm(large, 5, large[:1000], faiss=faiss) == "exact"  # few queries
+        assert choose_algorithm(large, 5, large, faiss=faiss) == ("hnsw" if faiss else "exact")
+        assert choose_algorithm(large, 5, metric="inner_product", faiss=faiss) == ("hnsw" if faiss else "exact")
+    assert choose_algorithm(large.double(), 5, large.double(), faiss=True) == "exact"
 
 
 def test_explain_gives_one_reasoned_row_an_algorithm():
     small, large = torch.empty(1000, 8), torch.empty(1, 64).expand(1_200_000, 64)
     assert [(r.algorithm, r.chosen, r.reason) for r in explain_algorithms(small, faiss=True)] == [
         ("exact", True, "exact search takes at most 2^46 products of numbers"),
+        ("lists", False, "'auto' takes 'exact' at this size"),
         ("faiss", False, "'exact' is faster here"),
         ("hnsw", False, "'auto' takes 'exact' at this size"),
         ("ivf", False, "'auto' takes 'exact' at this size"),
     ]
     assert [(r.chosen, r.reason) for r in explain_algorithms(large, faiss=True)] == [
-        (False, "'auto' takes 'hnsw' at this size"),
-        (False, "'auto' takes 'hnsw' at this size"),
+        (False, "'auto' takes 'lists' at this size"),
         (True, "exact search takes more than 2^46 products of numbers; approximate, distances are true"),
-        (False, "'auto' takes 'hnsw' at this size"),
+        (False, "'auto' takes 'lists' at this size"),
+        (False, "'auto' takes 'lists' at this size"),
+        (False, "'auto' takes 'lists' at this size"),
     ]
     forced = explain_algorithms(small, algorithm="ivf", faiss=True)
     assert [(r.chosen, r.reason) for r in forced if r.chosen] == [(True, "asked for")]
     assert forced[0].reason == "'ivf' is asked for"
     without = explain_algorithms(small, algorithm="ivf", faiss=False)
     assert not any(r.chosen for r in without)
-    assert without[3].reason == "faiss does not import; install it with `pip install faiss-cpu`, or use 'exact'"
+    assert without[4].reason == "faiss does not import; install it with `pip install faiss-cpu`, or use 'exact'"
 
 
 @pytest.mark.parametrize("algorithm", APPROXIMATE)

@@ -13,6 +13,7 @@ import torch
 from fastdc import cli
 from fastdc.data import RowSource, load_points
 from fastdc.kernels.neighbors import search
+from fastdc.kernels.neighbors.near_lists import NearLists
 from fastdc.kernels.neighbors.search import PointIndex
 from fastdc.neighbors import knn, recall, save_knn, to_disk
 from tests.cli_cases import fails
@@ -84,9 +85,18 @@ def test_rows_that_are_not_finite(tmp_path, points):
     assert not (tmp_path / "other.npz").exists()
 
 
-@pytest.mark.peers("faiss")
-@pytest.mark.parametrize("algorithm", ["hnsw", "ivf", "faiss"])
-@pytest.mark.parametrize("metric", ["euclidean", "inner_product"])
+@pytest.mark.parametrize(
+    ("algorithm", "metric"),
+    [
+        ("lists", "euclidean"),
+        ("lists", "cosine"),
+        *(
+            pytest.param(algorithm, metric, marks=pytest.mark.peers("faiss"))
+            for algorithm in ("hnsw", "ivf", "faiss")
+            for metric in ("euclidean", "inner_product")
+        ),
+    ],
+)
 def test_recall_of_approximate_search_is_that_of_all_rows(tmp_path, points, monkeypatch, algorithm, metric):
     monkeypatch.setattr(to_disk, "QUERY_ROWS", 500)
     monkeypatch.setattr(recall, "CHECKED", 2000)
@@ -116,15 +126,24 @@ def test_nothing_is_left_of_a_search_that_fails(tmp_path, points, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.peers("faiss")
-@pytest.mark.parametrize("algorithm", ["hnsw", "ivf"])
-@pytest.mark.parametrize("with_queries", [False, True])
+@pytest.mark.parametrize(
+    ("algorithm", "with_queries"),
+    [
+        ("lists", False),
+        *(
+            pytest.param(algorithm, with_queries, marks=pytest.mark.peers("faiss"))
+            for algorithm in ("hnsw", "ivf")
+            for with_queries in (False, True)
+        ),
+    ],
+)
 def test_looks_as_far_as_the_wanted_recall_needs(tmp_path, monkeypatch, algorithm, with_queries):
     x = np.random.default_rng(0).standard_normal((4000, 16)).astype(np.float32)
-    queries = np.random.default_rng(1).standard_normal((1500, 16)) if with_queries else None
+    queries = np.random.default_rng(1).standard_normal((1500, 16), np.float32) if with_queries else None
     widths = []
-    look_at = PointIndex.look_at
-    monkeypatch.setattr(PointIndex, "look_at", lambda index, width: (widths.append(width), look_at(index, width))[1])
+    kind = NearLists if algorithm == "lists" else PointIndex
+    look_at = kind.look_at
+    monkeypatch.setattr(kind, "look_at", lambda index, width: (widths.append(width), look_at(index, width))[1])
     few, most = (
         save_knn(x, tmp_path / "g.npz", 10, queries=queries, algorithm=algorithm, min_recall=wanted)
         for wanted in (0.6, 0.99)

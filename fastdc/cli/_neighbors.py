@@ -32,10 +32,13 @@ def knn(
     neighbors: Annotated[int, typer.Option("--neighbors", "-n", help="Neighbours of each point.")] = 15,
     metric: Annotated[str, typer.Option(help="euclidean, cosine or inner_product.")] = "euclidean",
     algorithm: Annotated[
-        str, typer.Option(help="auto, exact, or FAISS's faiss (all pairs), hnsw and ivf (approximate).")
+        str,
+        typer.Option(
+            help="auto, exact, lists (approximate), or FAISS's faiss (all pairs), hnsw and ivf (approximate)."
+        ),
     ] = "auto",
     recall: Annotated[
-        float, typer.Option(help="Share of the true neighbours that hnsw and ivf shall find, measured on a sample.")
+        float, typer.Option(help="Share of the true neighbours that lists, hnsw and ivf shall find, on a sample.")
     ] = 0.95,
     queries: Annotated[
         Path | None, typer.Option(help="A file of other points, whose neighbours in FILE are sought.")

@@ -39,7 +39,7 @@ class DensityPeaks(Saveable, ClusterMixin, BaseEstimator):
     cutoff : float, optional
         None takes the distance within which 2 % of all points lie, estimated from 2,000 of them.
     metric : {"euclidean", "cosine"}
-    algorithm : {"auto", "exact", "faiss", "hnsw", "ivf"}
+    algorithm : {"auto", "exact", "lists", "faiss", "hnsw", "ivf"}
         Of the search for neighbours (see ``fastdc.knn``).
     device : str or torch.device, optional
         None computes where a tensor lies, and otherwise on the GPU if there is one.

@@ -38,7 +38,7 @@ class SpectralClustering(Saveable, ClusterMixin, BaseEstimator):
         Of each point; all others where there are fewer. The fewer, the longer and thinner clusters may be; the more,
         the better clusters hang together.
     metric : {"euclidean", "cosine"}
-    algorithm : {"auto", "exact", "faiss", "hnsw", "ivf"}
+    algorithm : {"auto", "exact", "lists", "faiss", "hnsw", "ivf"}
         Of the search for neighbours (see ``fastdc.knn``).
     eigen_solver : {"auto", "lanczos", "shift_invert"}
         "lanczos" multiplies, for every graph; "shift_invert" factorises the Laplacian, many times faster for graphs

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdc.kernels.neighbors.near_lists import NearLists
 from fastdc.kernels.neighbors.search import PointIndex
 
 CHECKED = 1000  # queries whose neighbours are searched exactly too
@@ -55,7 +56,7 @@ def drawn(n: int, seed: int) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).choice(n, min(n, CHECKED), replace=False))
 
 
-def widen(index: PointIndex, find: Callable[[], Tensor], sample: Sample, min_recall: float) -> None:
+def widen(index: PointIndex | NearLists, find: Callable[[], Tensor], sample: Sample, min_recall: float) -> None:
     """Have queries look at more and more of an index, until ``find``, the distances of the sample, are near enough.
 
     Warns

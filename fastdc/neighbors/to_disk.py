@@ -21,6 +21,7 @@ from fastdc._files import atomic_write
 from fastdc._input import as_tensor, choose_device, read_count, read_seed, require_finite
 from fastdc.data import RowSource, as_row_source, iter_chunks
 from fastdc.kernels.neighbors import choose_algorithm, knn
+from fastdc.kernels.neighbors.near_lists import WIDTH, NearLists
 from fastdc.kernels.neighbors.op import check_n_neighbors
 from fastdc.kernels.neighbors.points import METRICS, check_metric
 from fastdc.kernels.neighbors.search import PointIndex
@@ -68,14 +69,15 @@ def save_knn(
     n_neighbors : int
     queries : array-like, path or RowSource of shape (n_queries, n_features), optional
     metric : {"euclidean", "cosine", "inner_product"}
-    algorithm : {"auto", "exact", "faiss", "hnsw", "ivf"}
+    algorithm : {"auto", "exact", "lists", "faiss", "hnsw", "ivf"}
         As in :func:`fastdc.neighbors.knn`; all but "exact" run on the CPU.
     min_recall : float or None
-        Share of the true neighbours that "hnsw" and "ivf" shall find: queries look at more and more of the index, until
-        1,000 of them find so many. None looks at as much as :func:`fastdc.neighbors.knn`, whatever the recall.
+        Share of the true neighbours that "lists", "hnsw" and "ivf" shall find: queries look at more and more of the
+        points, until 1,000 of them find so many. None looks at as much as :func:`fastdc.neighbors.knn`, whatever the
+        recall.
     memory : int
         Bytes that rows and results of "exact" may take; rows that are mapped from a file do not count. The others
-        hold an index of all points.
+        hold all points, an index of them, and "lists" 28 bytes a neighbour.
     device : str or torch.device, optional
         Of "exact".
     check_finite : bool
@@ -130,24 +132,24 @@ def save_knn(
     memory, seed = read_count(memory, "memory"), read_seed(random_state)
     if min_recall is not None and not 0 < min_recall <= 1:
         raise ValueError(f"min_recall must be above 0 and at most 1, or None, got {min_recall}")
-    algorithm = choose_algorithm(_outline(points), n_neighbors, _outline(asked), algorithm)
+    algorithm = choose_algorithm(
+        _outline(points), n_neighbors, None if queries is None else _outline(asked), algorithm, metric
+    )
     for source in (points,) if queries is None else (points, asked):
         if check_finite or algorithm != "exact":
             _require_finite(source)
     job = _Job(points, asked, queries is None, n_neighbors, metric, memory, choose_device(device))
-    is_exact = algorithm == "exact"
-    search = job.exact if is_exact else job.approximate(algorithm, min_recall, seed + 1)
-    sample = None if is_exact else job.sample(seed)
+    sample = None if algorithm == "exact" else job.sample(seed)
+    found = job.found(algorithm, min_recall, seed + 1)
     with (
         _open_results(target, (len(asked), n_neighbors), len(points), job.dtype) as write,
         tqdm(total=len(asked), desc=f"knn, {algorithm}", unit=" rows", unit_scale=True, disable=not verbose) as bar,
     ):
-        for start, block in job.blocks():
-            distances, indices = job.others(*search(block), torch.arange(start, start + len(block)))
+        for start, distances, indices in found:
             write(distances.cpu().numpy(), indices.cpu().numpy())
             if sample is not None:
                 sample.see(start, distances)
-            bar.update(len(block))
+            bar.update(len(indices))
     recall = 1.0 if sample is None else sample.recall()
     return SavedNeighbors(target, len(asked), n_neighbors, algorithm, recall, time.perf_counter() - started)
 
@@ -196,7 +198,16 @@ class _Job:
         assert found is not None, "there are points"
         return found
 
-    def approximate(self, algorithm: str, min_recall: float | None, seed: int) -> Callable[[Tensor], Found]:
+    def found(self, algorithm: str, min_recall: float | None, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Distances and indices of a block of queries at a time, and the number of its first."""
+        if algorithm == "lists":
+            yield from self._in_lists(min_recall, seed)
+            return
+        search = self.exact if algorithm == "exact" else self._in_index(algorithm, min_recall, seed)
+        for start, block in self.blocks():
+            yield start, *self.others(*search(block), torch.arange(start, start + len(block)))
+
+    def _in_index(self, algorithm: str, min_recall: float | None, seed: int) -> Callable[[Tensor], Found]:
         """A search of the ``wanted`` nearest points of each row of a block, as wide as a sample needs."""
         index = PointIndex(as_tensor(np.asarray(self.points)), self.wanted, self.metric, algorithm)
 
@@ -205,9 +216,20 @@ class _Job:
 
         if min_recall is not None and index.widest:
             sample = self.sample(seed)
-            block = self._asked_rows(sample.rows)
-            widen(index, lambda: self.others(*search(block), torch.from_numpy(sample.rows))[0], sample, min_recall)
+            block, rows = self._asked_rows(sample.rows), torch.from_numpy(sample.rows)
+            widen(index, lambda: self.others(*search(block), rows)[0], sample, min_recall)
         return search
+
+    def _in_lists(self, min_recall: float | None, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+        lists = NearLists(as_tensor(np.asarray(self.points)), self.n_neighbors, self.metric)
+        if min_recall is None:
+            lists.look_at(min(WIDTH, lists.widest))
+        else:
+            sample = self.sample(seed)
+            widen(lists, lambda: lists.distances(torch.from_numpy(sample.rows)), sample, min_recall)
+        distances, indices = lists.neighbors()
+        for start in range(0, len(indices), QUERY_ROWS):
+            yield start, distances[start : start + QUERY_ROWS], indices[start : start + QUERY_ROWS]
 
     def sample(self, seed: int) -> Sample:
         rows = drawn(len(self.asked), seed)

@@ -11,10 +11,11 @@ from torch import Tensor
 from fastdc.kernels._backend import BackendError
 from fastdc.kernels._precision import working_dtype
 
-ALGORITHMS = ("exact", "faiss", "hnsw", "ivf")
+ALGORITHMS = ("exact", "lists", "faiss", "hnsw", "ivf")
 # Products of numbers up to which exact search is taken. Measured on two cores with 65,536 and 131,072 points of 16 and
 # 64 features, hnsw (recall 0.88 to 0.997) took 2.2 to 5.8 times as long as exact search. Where exact search grows with
-# n^2 and hnsw with n log n, they draw level at 2^42 to 2^43, and here hnsw takes a half to a third of the time.
+# n^2 and hnsw with n log n, they draw level at 2^42 to 2^43, and here hnsw takes a half to a third of the time. What is exact by
+# default stays so as long as it takes minutes.
 LARGEST_EXACT = 1 << 46
 FEWEST_QUERIES = 1 << 16  # below, building a graph costs more than it saves
 LARGEST_K_ON_GPU = 2048  # of faiss, of neighbours and of probed lists alike
@@ -33,7 +34,13 @@ def has_faiss() -> bool:
 
 
 def choose_algorithm(
-    x: Tensor, n_neighbors: int, queries: Tensor | None = None, algorithm: str = "auto", *, faiss: bool | None = None
+    x: Tensor,
+    n_neighbors: int,
+    queries: Tensor | None = None,
+    algorithm: str = "auto",
+    metric: str = "euclidean",
+    *,
+    faiss: bool | None = None,
 ) -> str:
     """The algorithm that runs; ``faiss`` says whether it imports, None looks.
 
@@ -47,12 +54,15 @@ def choose_algorithm(
     if algorithm not in ("auto", *ALGORITHMS):
         raise ValueError(f"algorithm must be 'auto' or one of {ALGORITHMS}, got {algorithm!r}")
     if algorithm != "auto":
-        obstacle = _obstacle(algorithm, x, n_neighbors, queries, faiss)
+        obstacle = _obstacle(algorithm, x, n_neighbors, queries, metric, faiss)
         if obstacle:
             raise BackendError(f"knn: algorithm {algorithm!r} cannot run: {obstacle}")
         return algorithm
-    large = _is_large(x, queries)
-    return "hnsw" if large and not _obstacle("hnsw", x, n_neighbors, queries, faiss) else "exact"
+    if _is_large(x, queries):
+        for name in ("lists", "hnsw"):
+            if not _obstacle(name, x, n_neighbors, queries, metric, faiss):
+                return name
+    return "exact"
 
 
 def explain_algorithms(
@@ -60,6 +70,7 @@ def explain_algorithms(
     n_neighbors: int = 15,
     queries: Tensor | None = None,
     algorithm: str = "auto",
+    metric: str = "euclidean",
     *,
     faiss: bool | None = None,
 ) -> list[AlgorithmChoice]:
@@ -71,11 +82,11 @@ def explain_algorithms(
     >>> [c.algorithm for c in explain_algorithms(torch.zeros(100, 2)) if c.chosen]
     ['exact']
     """
-    obstacles = {name: _obstacle(name, x, n_neighbors, queries, faiss) for name in ALGORITHMS}
+    obstacles = {name: _obstacle(name, x, n_neighbors, queries, metric, faiss) for name in ALGORITHMS}
     if algorithm in ALGORITHMS and obstacles[algorithm]:
         chosen = ""
     else:
-        chosen = choose_algorithm(x, n_neighbors, queries, algorithm, faiss=faiss)
+        chosen = choose_algorithm(x, n_neighbors, queries, algorithm, metric, faiss=faiss)
     rows = []
     for name in ALGORITHMS:
         if obstacles[name]:
@@ -92,7 +103,7 @@ def _reason(name: str, chosen: str, large: bool) -> str:
     products = f"2^{LARGEST_EXACT.bit_length() - 1} products of numbers"
     if name != chosen:
         return "'exact' is faster here" if name == "faiss" and not large else f"'auto' takes {chosen!r} at this size"
-    if chosen == "hnsw":
+    if chosen != "exact":
         return f"exact search takes more than {products}; approximate, distances are true"
     return f"exact; search takes more than {products}" if large else f"exact search takes at most {products}"
 
@@ -103,10 +114,14 @@ def _is_large(x: Tensor, queries: Tensor | None) -> bool:
     return m >= FEWEST_QUERIES and m * n * d > LARGEST_EXACT
 
 
-def _obstacle(algorithm: str, x: Tensor, n_neighbors: int, queries: Tensor | None, faiss: bool | None) -> str:
+def _obstacle(
+    algorithm: str, x: Tensor, n_neighbors: int, queries: Tensor | None, metric: str, faiss: bool | None
+) -> str:
     """Why an algorithm cannot run; empty if it can."""
     if algorithm == "exact":
         return ""
+    if algorithm == "lists":
+        return _obstacle_of_lists(x, queries, metric)
     if not (has_faiss() if faiss is None else faiss):
         return "faiss does not import; install it with `pip install faiss-cpu`, or use 'exact'"
     dtype = working_dtype(x) if queries is None else working_dtype(x, queries)
@@ -118,4 +133,14 @@ def _obstacle(algorithm: str, x: Tensor, n_neighbors: int, queries: Tensor | Non
         return f"{algorithm!r} needs CPU tensors; move x with x.cpu(), or use 'ivf', 'faiss' or 'exact'"
     if x.device.type == "cuda" and n_neighbors >= LARGEST_K_ON_GPU:
         return f"faiss finds fewer than {LARGEST_K_ON_GPU} neighbours on GPUs, {n_neighbors} are wanted; use 'exact'"
+    return ""
+
+
+def _obstacle_of_lists(x: Tensor, queries: Tensor | None, metric: str) -> str:
+    if queries is not None:
+        return "it seeks the neighbours of x among x itself, and queries are given; use 'ivf', 'hnsw' or 'exact'"
+    if metric == "inner_product":
+        return "what has a large product with the same point need not be near; use 'ivf', 'hnsw' or 'exact'"
+    if x.device.type != "cpu":
+        return f"it needs CPU tensors, x is on {x.device}; use 'ivf' or 'exact'"
     return ""

@@ -34,12 +34,10 @@ def knn(
     return run(x, queries, n_neighbors, metric, precision)
 
 
-def knn_faiss(
-    x: Tensor, queries: Tensor | None, n_neighbors: int, metric: str, algorithm: str
-) -> tuple[Tensor, Tensor]:
+def knn_by(x: Tensor, queries: Tensor | None, n_neighbors: int, metric: str, algorithm: str) -> tuple[Tensor, Tensor]:
     if is_eager(x, queries):
         return _search(x, queries, n_neighbors, metric, algorithm)
-    return KNN_FAISS(x, queries, n_neighbors, metric, algorithm)
+    return KNN_BY(x, queries, n_neighbors, metric, algorithm)
 
 
 def radius_neighbors(
@@ -50,6 +48,10 @@ def radius_neighbors(
 
 
 def _search(x: Tensor, queries: Tensor | None, n_neighbors: int, metric: str, algorithm: str) -> tuple[Tensor, Tensor]:
+    if algorithm == "lists":
+        from fastdc.kernels.neighbors.near_lists import knn_lists
+
+        return knn_lists(x, n_neighbors, metric)
     from fastdc.kernels.neighbors.search import knn_faiss
 
     return knn_faiss(x, queries, n_neighbors, metric, algorithm)
@@ -75,8 +77,8 @@ def _register_knn(backend: str) -> Any:
     return nearest
 
 
-def _register_faiss() -> Any:
-    @torch.library.custom_op("fastdc::knn_faiss", mutates_args=())
+def _register_knn_by() -> Any:
+    @torch.library.custom_op("fastdc::knn_by", mutates_args=())
     def nearest(
         x: Tensor, queries: Tensor | None, n_neighbors: int, metric: str, algorithm: str
     ) -> tuple[Tensor, Tensor]:
@@ -111,4 +113,4 @@ def _register_radius(backend: str) -> Any:
 
 KNN = {backend: _register_knn(backend) for backend in COMPILED}
 RADIUS = {backend: _register_radius(backend) for backend in COMPILED}
-KNN_FAISS = _register_faiss()
+KNN_BY = _register_knn_by()

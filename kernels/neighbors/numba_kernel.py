@@ -32,26 +32,38 @@ TINY = {4: 1e-37, 8: 1e-300}
 
 def knn(x: Tensor, queries: Tensor | None, n_neighbors: int, metric: str, precision: str) -> tuple[Tensor, Tensor]:
     """distances (m, n_neighbors) in the working dtype and indices, nearest first."""
-    job = _Job(x, queries, metric)
-    m = len(job.queries.offsets)
-    indices = empty((m, n_neighbors), np.dtype(np.int64))
-    distances = empty((m, n_neighbors), job.dtype)
-    best = tiles.Best(np.empty((m, n_neighbors)), indices.numpy(), np.empty(m, job.dtype))
-    best.keys[:], best.indices[:] = np.inf, tiles.NO_INDEX
-    tiles.open_bounds(job.queries.offsets, best.bounds)
+    job = Job(x, queries, metric)
+    best = open_best(job, n_neighbors)
     if queries is None:
-        _join_with_itself(job, best)
+        join_pairs(job, best, job.points_blocks, list(pairs_of_blocks(len(job.points_blocks))))
     else:
         _join(job, best)
+    return finish(job, best)
 
-    def finish(worker: int, start: int, stop: int) -> None:
+
+def open_best(job: Job, n_neighbors: int) -> tiles.Best:
+    """Room for the neighbours of each query; there are none yet."""
+    m = len(job.queries.offsets)
+    indices = empty((m, n_neighbors), np.dtype(np.int64)).numpy()
+    best = tiles.Best(np.empty((m, n_neighbors)), indices, np.empty(m, job.dtype))
+    best.keys[:], best.indices[:] = np.inf, tiles.NO_INDEX
+    tiles.open_bounds(job.queries.offsets, best.bounds)
+    return best
+
+
+def finish(job: Job, best: tiles.Best) -> tuple[Tensor, Tensor]:
+    """distances and indices, nearest first."""
+    m, n_neighbors = best.keys.shape
+    distances = empty((m, n_neighbors), job.dtype)
+
+    def work(worker: int, start: int, stop: int) -> None:
         tiles.finish_block(best, job.limits.metric, start, stop, job.queries.offsets, distances.numpy())
 
-    run_blocks(m, block_rows(m), finish)
-    return distances, indices
+    run_blocks(m, block_rows(m), work)
+    return distances, torch.from_numpy(best.indices)
 
 
-def _join(job: _Job, best: tiles.Best) -> None:
+def _join(job: Job, best: tiles.Best) -> None:
     """Each block of queries meets the blocks of points in an order that has nothing to do with theirs."""
     order = list(scattered(job.points_blocks))
 
@@ -62,9 +74,8 @@ def _join(job: _Job, best: tiles.Best) -> None:
     run_blocks(len(best.bounds), job.q_rows, work)
 
 
-def _join_with_itself(job: _Job, best: tiles.Best) -> None:
-    blocks = job.points_blocks
-    pairs = list(pairs_of_blocks(len(blocks)))
+def join_pairs(job: Job, best: tiles.Best, blocks: list[tuple[int, int]], pairs: list[tuple[int, int]]) -> None:
+    """Pairs of blocks of the points, each for both sides, or for the one if both are the same."""
     locks = [threading.Lock() for _ in blocks]
 
     def work(worker: int, start: int, stop: int) -> None:
@@ -81,7 +92,7 @@ def radius_neighbors(
     x: Tensor, queries: Tensor | None, radius: float, metric: str, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """indptr (m + 1), indices and distances in the working dtype; indices of a row rise."""
-    job = _Job(x, queries, metric)
+    job = Job(x, queries, metric)
     m = len(job.queries.offsets)
     limit = largest_key(radius, metric)
     blocks = list(range(0, m, job.q_rows))
@@ -128,7 +139,7 @@ def scattered(blocks: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
     yield from (blocks[i * step % n] for i in range(n))
 
 
-class _Job:
+class Job:
     """One call's inputs as the tiles want them, and each worker's scratch."""
 
     def __init__(self, x: Tensor, queries: Tensor | None, metric: str) -> None:
