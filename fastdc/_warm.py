@@ -101,6 +101,8 @@ def _contingency_table(x: Tensor, centers: Tensor) -> None:
 def _knn(x: Tensor, centers: Tensor) -> None:
     neighbors.knn(x, 1)
     neighbors.knn(x, 1, centers)
+    if not x.is_cuda:
+        neighbors.knn(x, 1, algorithm="lists")
 
 
 def _density_clusters(x: Tensor, centers: Tensor) -> None:

@@ -14,8 +14,8 @@ from fastdc.kernels._precision import working_dtype
 ALGORITHMS = ("exact", "lists", "faiss", "hnsw", "ivf")
 # Products of numbers up to which exact search is taken. Measured on two cores with 65,536 and 131,072 points of 16 and
 # 64 features, hnsw (recall 0.88 to 0.997) took 2.2 to 5.8 times as long as exact search. Where exact search grows with
-# n^2 and hnsw with n log n, they draw level at 2^42 to 2^43, and here hnsw takes a half to a third of the time. What is exact by
-# default stays so as long as it takes minutes.
+# n^2 and hnsw with n log n, they draw level at 2^42 to 2^43, and here hnsw takes a half to a third of the time; lists
+# takes far less. Yet what takes minutes is exact, where nothing else is asked for.
 LARGEST_EXACT = 1 << 46
 FEWEST_QUERIES = 1 << 16  # below, building a graph costs more than it saves
 LARGEST_K_ON_GPU = 2048  # of faiss, of neighbours and of probed lists alike
