@@ -1,9 +1,9 @@
 """What clustering costs over training: ``python -m bench.overhead --methods DEC IDEC CC``.
 
 The whole of ``fit`` (input check, pre-training, initialisation, training with refreshes, final labels) against a bare
-loop of the same networks, optimiser, views and batch size over the same number of steps, with no clustering at all: it
-makes the embeddings of all views small, and reconstructs where the method does. Both sides are run in turn; a row holds
-the medians and the median ratio of a turn.
+loop of the same networks (projections and classifiers too), optimiser, views and batch size over the same number of
+steps, with no clustering at all: it makes what the networks give for all views small, and reconstructs where the method
+does. Both sides are run in turn; a row holds the medians and the median ratio of a turn.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from bench._environment import ROOT, cpu_stamp
+from bench.methods import IMAGES, NEED_IMAGES
 from bench.quality import load
 from fastdc import methods
 from fastdc.catalog import list_methods
-from fastdc.training import Alternate, Batch, Turn, private_randomness
+from fastdc.training import Alternate, Batch, Term, Turn, private_randomness
 
 SEED = 0
 
@@ -47,7 +48,8 @@ def bare_loop(x: Tensor, model: Any) -> None:
 def _bare_stage(
     x: Tensor, network: nn.Module, stage: Alternate, turn: Turn, batch_size: int, generator: torch.Generator
 ) -> None:
-    reconstructs = any(term.name == "reconstruction" for term in turn.whole.terms)
+    reconstructs = any(getattr(part, "name", None) == "reconstruction" for part in turn.whole.terms.modules())
+    heads = _heads(turn.whole.terms)
     parameters = [*network.parameters(), *turn.whole.terms.parameters()]
     optimizer = torch.optim.Adam({p: None for p in parameters if p.requires_grad}, lr=1e-4, fused=True)
     network.train()
@@ -58,16 +60,29 @@ def _bare_stage(
                 optimizer.zero_grad()
                 batch = x[rows]
                 views = [batch] if stage.views is None else stage.views(Batch(network, batch, rows, x), x)
-                _small(network, views, reconstructs).backward()
+                _small(network, heads, views, reconstructs).backward()
                 optimizer.step()
 
 
-def _small(network: Any, views: Sequence[Tensor], reconstructs: bool) -> Tensor:
+def _heads(terms: nn.ModuleList) -> list[nn.Module]:
+    """Networks on top of the embedding: what terms hold that maps it and is trained."""
+    parts = dict.fromkeys(part for term in terms for part in term.children() if not isinstance(part, Term))
+    return [
+        part
+        for part in parts
+        if type(part).forward is not nn.Module.forward and next(part.parameters(), None) is not None
+    ]
+
+
+def _small(network: Any, heads: Sequence[nn.Module], views: Sequence[Tensor], reconstructs: bool) -> Tensor:
     """A loss of next to nothing beside the networks."""
     losses = []
     for view in views:
         z = network.encode(view)
-        losses.append(z.square().mean() + (mse_loss(network.decode(z), view) if reconstructs else 0.0))
+        parts = [z.square().mean(), *(head(z).square().mean() for head in heads)]
+        if reconstructs:
+            parts.append(mse_loss(network.decode(z), view))
+        losses.append(torch.stack(parts).sum())
     return torch.stack(losses).mean()
 
 
@@ -83,6 +98,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = {"epochs": options.epochs, "batch_size": options.batch_size, "tol": None, "random_state": SEED}
         if "pretrain_epochs" in kind._get_param_names():
             given["pretrain_epochs"] = options.pretrain_epochs
+        if method in NEED_IMAGES:
+            given["image_shape"] = IMAGES[data.name]
         model = kind(len(np.unique(data.truth)), **given)
         sides: dict[str, Callable[[], object]] = {
             "fit": lambda model=model: model.fit(x),  # type: ignore[misc]
