@@ -219,7 +219,7 @@ def _from_tensor(X: Tensor, dtype: torch.dtype | None, min_samples: int, estimat
         raise ComplexInputError(f"Complex data not supported: X is {X.dtype}")
     if X.dtype not in _PROMOTED:
         raise TypeError(f"X is {X.dtype}; pass floats, integers or booleans")
-    _check_shape(tuple(X.shape), min_samples, estimator)
+    check_shape(tuple(X.shape), min_samples, estimator)
     return X.detach().to(dtype or _PROMOTED[X.dtype]).contiguous()
 
 
@@ -250,7 +250,7 @@ def _from_array(X: Any, dtype: torch.dtype | None, min_samples: int, estimator: 
     return as_tensor(np.require(array, requirements=["C", "A"]))
 
 
-def _check_shape(shape: tuple[int, ...], min_samples: int, estimator: Any) -> None:
+def check_shape(shape: tuple[int, ...], min_samples: int, estimator: Any) -> None:
     """The words of scikit-learn's ``check_array``."""
     if len(shape) != 2:
         raise ValueError(

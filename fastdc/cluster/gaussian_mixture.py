@@ -1,9 +1,11 @@
-"""A Gaussian mixture as a scikit-learn estimator over arrays and tensors."""
+"""A Gaussian mixture as a scikit-learn estimator over arrays, tensors and row sources."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,16 +16,17 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from fastdc._input import give_back, read_count, read_points, read_seed
+from fastdc.cluster.exact import fixed_sum
 from fastdc.cluster.kmeans import KMeans
-from fastdc.kernels.gaussian_mixture import (
-    GMMParameters,
-    gmm_log_density,
-    gmm_responsibilities,
-    gmm_step,
-    gmm_update,
-)
+from fastdc.cluster.mixture_passes import mixture_pass
+from fastdc.cluster.sharded import ShardedRows, shard_rows
+from fastdc.cluster.streaming import StreamedRows, read_rows
+from fastdc.data import Chunk
+from fastdc.kernels.gaussian_mixture import GMMParameters, gmm_log_density, gmm_responsibilities, gmm_update
+from fastdc.kernels.gaussian_mixture.parameters import COVARIANCE_TYPES, covariance_shape
 from fastdc.persistence import Saveable
 
+AGREED = ("n_components", "covariance_type", "tol", "reg_covar", "max_iter", "n_init", "means_init")
 SHARPEST = 1e-6  # of the mean variance: components this narrow assign each row to the nearest mean
 
 
@@ -62,6 +65,11 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         None chooses by device (see ``fastdc.explain``).
     check_finite : bool
         Raise where X holds NaN or infinity. Without the check such rows count for nothing and get label -1.
+    deterministic : bool
+        The same bits also for any kind of ``X``, and for any number of processes. Implied by ``group``.
+    group : None, "world" or torch.distributed.ProcessGroup
+        Processes that hold the rows together, as of :class:`KMeans`: each calls ``fit`` with its own rows, of which
+        there may be none. All that ``fit`` finds is the same on all ranks; the other methods are of a rank's own rows.
     random_state : int, numpy RandomState or Generator, optional
         The same integer gives the same result. Global random states are left as they were.
 
@@ -86,7 +94,12 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
     Notes
     -----
     Arrays come back as NumPy arrays, tensors as tensors on the device of the input.
-    Results are the same bits for any number of threads. Memory: no (n_samples, n_components) matrix in ``fit``.
+    Results are the same bits for any number of threads. A row source is read a block of at most 64 MB at a time, in
+    every iteration, and gives the same bits however its rows are stored; where it has but one block, those of the array
+    in memory. With ``deterministic`` and ``group`` statistics are added as whole numbers, with one all_reduce an
+    iteration; squares below 1e-50 of the largest of their features count as zero in them.
+    Runs start from :class:`KMeans` over all rows, found in the same way.
+    Memory: no (n_samples, n_components) matrix in ``fit``. Of a row source four blocks, and k-means' labels.
 
     References
     ----------
@@ -114,6 +127,8 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
     device: str | torch.device | None = None
     backend: str | None = None
     check_finite: bool = True
+    deterministic: bool = False
+    group: Any = None
     random_state: Any = None
 
     def fit(self, X: Any, y: Any = None) -> GaussianMixture:
@@ -121,7 +136,7 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
             Computed in its own precision, float32 or float64.
         y : ignored
 
@@ -133,6 +148,8 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         ------
         ValueError, TypeError
             For bad parameters and bad data; also where a covariance is no longer positive definite.
+        RuntimeError
+            If another process of the group failed or ended.
 
         Warns
         -----
@@ -154,9 +171,14 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         for name in ("tol", "reg_covar"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or above, got {getattr(self, name)}")
-        x = read_points(X, self, reset=True, device=self.device, check_finite=self.check_finite, min_samples=2)
+        if self.covariance_type not in COVARIANCE_TYPES:
+            raise ValueError(f"covariance_type must be one of {COVARIANCE_TYPES}, got {self.covariance_type!r}")
+        x = self._rows(X)
         read_count(n_components, "n_components", high=len(x), high_name="n_samples")
         seed = read_seed(self.random_state)
+        if isinstance(x, ShardedRows):
+            own = str(seed).encode()
+            seed = int(x.ranks.from_first(lambda: own))
         best: _Run | None = None
         for run in range(1, 2 if self.means_init is not None else n_init + 1):
             found = self._maximise(x, self._start(x, n_components, seed + run - 1), run)
@@ -176,13 +198,22 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         self.lower_bound_ = best.history[-1]["lower_bound"]
         self.history_ = best.history
 
-    def _start(self, x: Tensor, n_components: int, seed: int) -> GMMParameters:
+    def _rows(self, X: Any) -> Tensor | StreamedRows:
+        """Rows to fit on; those of a source that is one block as a tensor."""
+        if self.deterministic or self.group is not None:
+            return shard_rows(X, None, self, AGREED, has_checkpoint=False).x
+        x = read_rows(X, self, reset=True, min_samples=2)
+        return x.whole() if isinstance(x, StreamedRows) and len(x) <= x.block else x
+
+    def _start(self, x: Tensor | StreamedRows, n_components: int, seed: int) -> GMMParameters:
         """Parameters that follow from the rows nearest to each mean."""
         if self.means_init is None:
-            kmeans = KMeans(n_components, backend=self.backend, check_finite=False, random_state=seed)
+            options = {"deterministic": isinstance(x, ShardedRows), "group": self.group, "device": x.device}
+            kmeans = KMeans(n_components, backend=self.backend, check_finite=False, random_state=seed, **options)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # rows may repeat
-                means = kmeans.fit(x).cluster_centers_
+                found = kmeans.fit(x.source if isinstance(x, StreamedRows) else x).cluster_centers_
+            means = torch.as_tensor(found, device=x.device)
         else:
             means = read_points(self.means_init, dtype=x.dtype, device=x.device)
             if means.shape != (n_components, x.shape[1]):
@@ -190,25 +221,21 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
                     f"means_init has shape {tuple(means.shape)}, wanted are (n_components, n_features) = "
                     f"{(n_components, x.shape[1])}"
                 )
-        rows = x if self.check_finite else x[x.isfinite().all(dim=1)]
-        variance = float(rows.var(dim=0, correction=0).mean()) if len(rows) else 0.0
+            if isinstance(x, ShardedRows):
+                means = x.ranks.first(means)
+        variance = x.mean_variance() if isinstance(x, StreamedRows) else _mean_variance(x, self.check_finite)
         narrow = variance * SHARPEST if variance > 0 else 1.0
-        d = x.shape[1]
-        round_ones = {
-            "diag": lambda: x.new_full((n_components, d), narrow),
-            "spherical": lambda: x.new_full((n_components,), narrow),
-            "tied": lambda: narrow * torch.eye(d, dtype=x.dtype, device=x.device),
-            "full": lambda: (narrow * torch.eye(d, dtype=x.dtype, device=x.device)).repeat(n_components, 1, 1),
-        }
-        if self.covariance_type not in round_ones:
-            raise ValueError(f"covariance_type must be one of {tuple(round_ones)}, got {self.covariance_type!r}")
-        covariances = round_ones[self.covariance_type]()
+        shape = covariance_shape(self.covariance_type, n_components, x.shape[1])
+        if self.covariance_type in ("diag", "spherical"):
+            covariances = torch.full(shape, narrow, dtype=x.dtype, device=x.device)
+        else:
+            covariances = (narrow * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)).expand(shape).contiguous()
         weights = torch.full_like(means[:, 0], 1.0 / n_components)
         return self._update(x, GMMParameters(means, covariances, weights))[1]
 
-    def _update(self, x: Tensor, parameters: GMMParameters) -> tuple[dict[str, Any], GMMParameters]:
+    def _update(self, x: Tensor | StreamedRows, parameters: GMMParameters) -> tuple[dict[str, Any], GMMParameters]:
         """An iteration: its record, and new parameters."""
-        step = gmm_step(x, *parameters, self.covariance_type, backend=self.backend)
+        step = mixture_pass(x, parameters, self.covariance_type, self.backend)
         log_likelihood, n_invalid = torch.stack([step.log_likelihood, step.n_invalid.double()]).tolist()
         if n_invalid == len(x) or (n_invalid and self.check_finite):
             raise ValueError(
@@ -219,7 +246,7 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         means, covariances, _ = parameters
         return record, gmm_update(step, means, covariances, self.covariance_type, self.reg_covar)
 
-    def _maximise(self, x: Tensor, parameters: GMMParameters, run: int) -> _Run:
+    def _maximise(self, x: Tensor | StreamedRows, parameters: GMMParameters, run: int) -> _Run:
         history: list[dict[str, Any]] = []
         bound = -math.inf
         for iteration in range(1, self.max_iter + 1):
@@ -232,25 +259,36 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
 
     def fit_predict(self, X: Any, y: Any = None) -> Any:
         """Fit, and the most probable component of each row, int32."""
-        return self.fit(X).predict(X)
+        self.fit(X)
+        if len(X) == 0:  # of a rank that holds no rows
+            return give_back(torch.empty(0, dtype=torch.int32), X)
+        return self.predict(X)
 
     def predict(self, X: Any) -> Any:
         """Most probable component of each row, int32."""
-        return give_back(self._log_density(X).labels.to(torch.int32), X)
+        return self._by_block(X, lambda x, mixture: self._log_density(x, mixture).labels.to(torch.int32))
 
     def predict_proba(self, X: Any) -> Any:
         """Responsibilities, of shape (n_samples, n_components)."""
-        x, mixture = self._read(X)
-        found = gmm_responsibilities(x, *mixture, self.covariance_type, backend=self.backend)
-        return give_back(found.responsibilities, X)
+
+        def responsibilities(x: Tensor, mixture: GMMParameters) -> Tensor:
+            found = gmm_responsibilities(x, *mixture, self.covariance_type, backend=self.backend)
+            return found.responsibilities
+
+        return self._by_block(X, responsibilities)
 
     def score_samples(self, X: Any) -> Any:
         """Log density of each row."""
-        return give_back(self._log_density(X).log_density, X)
+        return self._by_block(X, lambda x, mixture: self._log_density(x, mixture).log_density)
 
     def score(self, X: Any, y: Any = None) -> float:
         """Mean log density of the rows."""
-        return float(self._log_density(X).log_density.double().mean())
+        x, mixture = self._read(X)
+        total = 0.0
+        with _blocks(x) as blocks:
+            for _, rows in blocks:
+                total += float(fixed_sum(self._log_density(rows, mixture).log_density.double()))
+        return total / len(x)
 
     def bic(self, X: Any) -> float:
         """Bayesian information criterion: the lower the better."""
@@ -261,14 +299,28 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         """Akaike information criterion: the lower the better."""
         return -2 * self.score(X) * len(X) + 2 * self._n_parameters()
 
-    def _log_density(self, X: Any) -> Any:
-        x, mixture = self._read(X)
+    def _log_density(self, x: Tensor, mixture: GMMParameters) -> Any:
         return gmm_log_density(x, *mixture, self.covariance_type, backend=self.backend)
 
-    def _read(self, X: Any) -> tuple[Tensor, GMMParameters]:
+    def _by_block(self, X: Any, values_of: Callable[[Tensor, GMMParameters], Tensor]) -> Any:
+        """Values of each row, which ``values_of`` gives of a block."""
+        x, mixture = self._read(X)
+        values = torch.empty(0)
+        with _blocks(x) as blocks:
+            for start, rows in blocks:
+                part = values_of(rows, mixture)
+                if len(part) == len(x):
+                    values = part
+                    break
+                if start == 0:
+                    values = part.new_empty((len(x), *part.shape[1:]))
+                values[start : start + len(rows)] = part
+        return give_back(values, X)
+
+    def _read(self, X: Any) -> tuple[Tensor | StreamedRows, GMMParameters]:
         """Rows like those of fit, and the mixture beside them."""
         check_is_fitted(self)
-        x = read_points(X, self, device=self.device, check_finite=self.check_finite)
+        x = read_rows(X, self)
         fitted = (self.means_, self.covariances_, self.weights_)
         return x, GMMParameters(*(torch.as_tensor(value, device=x.device) for value in fitted))
 
@@ -277,3 +329,14 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         symmetric = d * (d + 1) // 2
         of_covariances = {"diag": k * d, "spherical": k, "tied": symmetric, "full": k * symmetric}
         return of_covariances[self.covariance_type] + k * d + k - 1
+
+
+def _blocks(x: Tensor | StreamedRows) -> Any:
+    """A context of blocks; a tensor is one."""
+    return x.blocks() if isinstance(x, StreamedRows) else nullcontext([Chunk(0, x)])
+
+
+def _mean_variance(x: Tensor, all_finite: bool) -> float:
+    """Mean over the features of their variance; of the finite rows only."""
+    rows = x if all_finite else x[x.isfinite().all(dim=1)]
+    return float(rows.var(dim=0, correction=0).mean()) if len(rows) else 0.0

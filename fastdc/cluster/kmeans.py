@@ -24,6 +24,8 @@ from fastdc.distributed import Ranks
 from fastdc.kernels.kmeans import center_update, nearest_center
 from fastdc.kernels.kmeans.bounds import ALGORITHMS
 
+AGREED = ("n_clusters", "init", "n_init", "max_iter", "tol")  # parameters of all ranks
+
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class KMeans(CenterModel):
@@ -227,7 +229,7 @@ class KMeans(CenterModel):
 
     def _intake(self, X: Any, sample_weight: Any, has_checkpoint: bool) -> _Intake:
         if self.deterministic or self.group is not None:
-            sharded = shard_rows(X, sample_weight, self, has_checkpoint)
+            sharded = shard_rows(X, sample_weight, self, AGREED, has_checkpoint)
             return _Intake(*sharded, lloyd_shards, sharded.x.ranks)
         x = self._rows(X, reset=True)
         run_lloyd = lloyd_rows if isinstance(x, StreamedRows) else lloyd

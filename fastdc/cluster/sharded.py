@@ -120,6 +120,13 @@ class ShardedRows(StreamedRows):
         """Largest finite magnitude of each feature (n_features,), float64."""
         return self._survey()[1]
 
+    def heaviest(self, sample_weight: Tensor | None) -> float:
+        """Largest weight of a row."""
+        if sample_weight is None:
+            return 1.0
+        own = torch.cat([sample_weight.double().cpu(), torch.zeros(1, dtype=torch.float64)]).max()
+        return float(self.ranks.gather(own.reshape(1)).max())
+
     def _survey(self) -> tuple[float, NDArray]:
         """One pass over the rows, the first: mean variance, and largest magnitudes."""
         if self._found is None:
@@ -188,8 +195,10 @@ class Sharded(NamedTuple):
     has_callbacks: bool
 
 
-def shard_rows(X: Any, sample_weight: Any, estimator: Any, has_checkpoint: bool) -> Sharded:
+def shard_rows(X: Any, sample_weight: Any, estimator: Any, agreed: Sequence[str], has_checkpoint: bool) -> Sharded:
     """What an estimator fits on: ``X`` and ``sample_weight`` are those of this rank's rows, of which there may be none.
+
+    ``agreed`` names parameters that must be the same on all ranks.
 
     Raises
     ------
@@ -208,16 +217,17 @@ def shard_rows(X: Any, sample_weight: Any, estimator: Any, has_checkpoint: bool)
         source, held = _source_of(X, estimator)
         own = StreamedRows(source, estimator.device, check_finite=estimator.check_finite)
         weight = read_sample_weight(sample_weight, own, may_be_zero=True)
-        digest = zlib.crc32(_parameters_of(estimator, has_checkpoint).encode())
+        digest = zlib.crc32(_parameters_of(estimator, agreed, has_checkpoint).encode())
         is_double = own.dtype == torch.float64
-        told = [len(own), own.shape[1], is_double, weight is not None, digest, bool(estimator.callbacks)]
+        has_callbacks = bool(getattr(estimator, "callbacks", None))
+        told = [len(own), own.shape[1], is_double, weight is not None, digest, has_callbacks]
     except Exception as caught:  # noqa: BLE001 - raised on all ranks
         error = caught
     counts, widths, doubles, weighted, digests, callbacks = zip(*ranks.gather_numbers(told, error))
     _agree("the number of features of X", widths, counts)
     _agree("the dtype of X", ["float64" if double else "float32" for double in doubles], counts)
     _agree("sample_weight", ["given" if given else "None" for given in weighted])
-    _agree("a digest of n_clusters, init, n_init, max_iter, tol and whether there is a checkpoint", digests)
+    _agree(f"a digest of {', '.join(agreed)} and whether there is a checkpoint", digests)
     assert own is not None, "gather_numbers raises where there was an error"
     if sum(counts) == 0:
         raise ValueError("X of all ranks has 0 samples; at least 1 is required")
@@ -235,11 +245,11 @@ def shard_rows(X: Any, sample_weight: Any, estimator: Any, has_checkpoint: bool)
 
 def _source_of(X: Any, estimator: Any) -> tuple[RowSource, Tensor | None]:
     """``X`` as a row source and, if it is in memory, as a tensor; checked as far as that needs no pass."""
+    prepared = getattr(estimator, "_prepared", lambda rows: rows)
     if isinstance(X, RowSource):
-        validate_data(estimator, estimator._prepared(X), reset=True, skip_check_array=True)
+        validate_data(estimator, prepared(X), reset=True, skip_check_array=True)
         return X, None
-    x = read_points(X, estimator, reset=True, device=estimator.device, check_finite=False, min_samples=0)
-    x = estimator._prepared(x)
+    x = prepared(read_points(X, estimator, reset=True, device=estimator.device, check_finite=False, min_samples=0))
     return TensorRows(x) if len(x) else _no_rows(x.shape[1], np.dtype(str(x.dtype).removeprefix("torch."))), x
 
 
@@ -253,10 +263,11 @@ def _copied(source: RowSource, start: int, stop: int) -> Tensor:
     return torch.from_numpy(source.rows(start, stop).copy())
 
 
-def _parameters_of(estimator: Any, *others: Any) -> str:
-    """Parameters that ranks must agree on, as text."""
-    init = estimator.init if isinstance(estimator.init, str) else np.shape(estimator.init)
-    return repr((estimator.n_clusters, init, estimator.n_init, estimator.max_iter, estimator.tol, *others))
+def _parameters_of(estimator: Any, agreed: Sequence[str], *others: Any) -> str:
+    """Parameters that ranks must agree on, as text; of arrays the shape."""
+    values = [getattr(estimator, name) for name in agreed]
+    plain = [v if v is None or isinstance(v, (str, int, float, np.generic)) else np.shape(v) for v in values]
+    return repr((*plain, *others))
 
 
 def _agree(what: str, values: Sequence[Any], counts: Sequence[int] | None = None) -> None:

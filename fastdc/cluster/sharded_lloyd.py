@@ -10,9 +10,10 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdc.cluster.exact import ExactSum, exponent_of
+from fastdc.cluster.exact import ExactSum, exponent_of, sum_over_ranks
 from fastdc.cluster.lloyd import Pass, lloyd
 from fastdc.cluster.sharded import ShardedRows
 from fastdc.cluster.streaming import block_steps, farthest_rows, new_labels
@@ -23,18 +24,12 @@ def sharded_steps(
     x: ShardedRows, sample_weight: Tensor | None, algorithm: str, backend: str | None
 ) -> Callable[[Tensor, Tensor | None], Pass]:
     """The passes of a run, given centers and the labels before; no bounds are kept, whatever the algorithm."""
-    heaviest = 1.0
-    if sample_weight is not None:
-        own = torch.cat([sample_weight.double().cpu(), torch.zeros(1, dtype=torch.float64)]).max()
-        heaviest = float(x.ranks.gather(own.reshape(1)).max())
-    of_all_rows = exponent_of(len(x)) + exponent_of(heaviest)
+    of_all_rows = exponent_of(len(x)) + exponent_of(x.heaviest(sample_weight))
     largest = x.largest()
 
     def step(centers: Tensor, previous_labels: Tensor | None) -> Pass:
-        with np.errstate(over="ignore"):
-            reach = np.square(largest + centers.abs().amax(dim=0).double().cpu().numpy()).sum()
-        reach = min(reach, np.finfo(np.float64).max)
-        of_scalars = [exponent_of(reach) + 1 + of_all_rows, exponent_of(len(x)), exponent_of(len(x))]
+        of_inertia = exponent_of(farthest(largest, centers)) + 1 + of_all_rows
+        of_scalars = [of_inertia, exponent_of(len(x)), exponent_of(len(x))]
         totals = [
             ExactSum(tuple(centers.shape), exponent_of(largest) + of_all_rows, x.device),
             ExactSum((3 + len(centers),), np.array(of_scalars + [of_all_rows] * len(centers)), x.device),
@@ -49,14 +44,18 @@ def sharded_steps(
                     totals[1].add(torch.cat([torch.stack([scalar.double() for scalar in scalars]), part.counts]))
         except Exception as caught:  # noqa: BLE001 - raised on all ranks
             error = caught
-        flat = x.ranks.all_sum(torch.cat([total.limbs.reshape(-1) for total in totals]), error)
-        for total, limbs in zip(totals, flat.split([total.limbs.numel() for total in totals])):
-            total.limbs = limbs.view_as(total.limbs)
-        sums, numbers = (total.value() for total in totals)
+        sums, numbers = sum_over_ranks(totals, x.ranks, error)
         inertia, n_changed, n_unlabeled = numbers[:3]
         return Pass(KMeansStep(labels, sums, numbers[3:], inertia, n_changed.long()), n_unlabeled)
 
     return step
+
+
+def farthest(largest: NDArray, centers: Tensor) -> float:
+    """A bound of the squared distance of a row to a center, from the ``largest`` magnitude of each feature."""
+    with np.errstate(over="ignore"):
+        reach = np.square(largest + centers.abs().amax(dim=0).double().cpu().numpy()).sum()
+    return float(min(reach, np.finfo(np.float64).max))
 
 
 def sharded_repair(

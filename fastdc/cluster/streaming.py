@@ -17,7 +17,7 @@ import torch
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from fastdc._input import choose_device, read_points, require_finite
+from fastdc._input import check_shape, choose_device, read_points, require_finite
 from fastdc.cluster.lloyd import Pass, lloyd
 from fastdc.data import Chunk, RowSource, TensorRows, iter_chunks
 from fastdc.kernels.kmeans import KMeansStep, kmeans_step, nearest_center, repair_empty
@@ -64,6 +64,11 @@ class StreamedRows:
                 require_finite(chunk.x, first_row=self.first + chunk.start)
             yield chunk
         self._is_checked = True
+
+    def whole(self) -> Tensor:
+        """All rows, where they are one block."""
+        with self.blocks() as blocks:
+            return next(blocks).x.to(self.dtype)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """Some rows, in the order of their numbers (m,), on the device."""
@@ -134,10 +139,13 @@ def mean_variance_of(blocks: Iterable[Tensor]) -> float:
     return float((spread / count.clamp(min=1)).mean())
 
 
-def read_rows(X: Any, estimator: Any, *, reset: bool = False) -> Any:
+def read_rows(X: Any, estimator: Any, *, reset: bool = False, min_samples: int = 1) -> Any:
     """What an estimator computes on: a tensor of the rows of ``X``, or those of a row source, streamed."""
     if not isinstance(X, RowSource):
-        return read_points(X, estimator, reset=reset, device=estimator.device, check_finite=estimator.check_finite)
+        options = {"reset": reset, "device": estimator.device, "min_samples": min_samples}
+        return read_points(X, estimator, check_finite=estimator.check_finite, **options)
+    if min_samples > 1:
+        check_shape(X.shape, min_samples, estimator)
     validate_data(estimator, X, reset=reset, skip_check_array=True)
     return StreamedRows(X, estimator.device, check_finite=estimator.check_finite)
 
