@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import adjusted_rand_score
 
-from fastdc.data import as_row_source
+from fastdc.data import as_row_source, windows
 from fastdc.methods import DEC, IDEC, IMSAT
 from fastdc.networks import MLPAutoencoder
 from fastdc.training import Settings, SourceRows, Trainer, embed, rows
@@ -28,8 +28,8 @@ SMALL = {
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
     """Windows of 8 runs of 32 rows of 5 features."""
-    monkeypatch.setattr(rows, "WINDOW_BLOCKS", 8)
-    monkeypatch.setattr(rows, "WINDOW_BYTES", 8 * 32 * 5 * 4)
+    monkeypatch.setattr(windows, "WINDOW_BLOCKS", 8)
+    monkeypatch.setattr(windows, "WINDOW_BYTES", 8 * 32 * 5 * 4)
     monkeypatch.setattr(rows, "CHUNK_ROWS", 512)
 
 
@@ -48,7 +48,7 @@ def source_of(path):
 def test_an_epoch_holds_every_row_once_shuffled(blobs):
     X, _, path = blobs
     x = SourceRows(source_of(path), torch.device("cpu"), torch.float32)
-    assert x.run == 32
+    assert windows.Windows(x.source).run == 32
     network = MLPAutoencoder(5, 2, (8,), torch.Generator().manual_seed(1))
     orders = []
     for _ in range(2):

@@ -97,7 +97,7 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
     Results are the same bits for any number of threads. A row source is read a block of at most 64 MB at a time, in
     every iteration, and gives the same bits however its rows are stored; where it has but one block, those of the array
     in memory. With ``deterministic`` and ``group`` statistics are added as whole numbers, with one all_reduce an
-    iteration; squares below 1e-50 of the largest of their features count as zero in them.
+    iteration; squares below 1e-45 of the largest of their features count as zero in them.
     Runs start from :class:`KMeans` over all rows, found in the same way.
     Memory: no (n_samples, n_components) matrix in ``fit``. Of a row source four blocks, and k-means' labels.
 
@@ -208,8 +208,15 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
     def _start(self, x: Tensor | StreamedRows, n_components: int, seed: int) -> GMMParameters:
         """Parameters that follow from the rows nearest to each mean."""
         if self.means_init is None:
-            options = {"deterministic": isinstance(x, ShardedRows), "group": self.group, "device": x.device}
-            kmeans = KMeans(n_components, backend=self.backend, check_finite=False, random_state=seed, **options)
+            kmeans = KMeans(
+                n_components,
+                device=x.device,
+                backend=self.backend,
+                check_finite=self.check_finite and isinstance(x, StreamedRows),  # a tensor was checked
+                deterministic=isinstance(x, ShardedRows),
+                group=self.group,
+                random_state=seed,
+            )
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # rows may repeat
                 found = kmeans.fit(x.source if isinstance(x, StreamedRows) else x).cluster_centers_

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +13,14 @@ from torch import Tensor
 
 from fastdc._input import give_back, read_count, read_points, read_sample_weight, read_seed
 from fastdc.cluster._centers import CenterModel
-from fastdc.kernels.kmeans import kmeans_step
+from fastdc.cluster.batches import Batch, BatchSums, batches, shared_sums
+from fastdc.cluster.sharded import ShardedRows, shard_rows
+from fastdc.cluster.sharded_lloyd import sharded_steps
+from fastdc.cluster.streaming import StreamedRows, streamed_step
+from fastdc.distributed import Ranks
+from fastdc.kernels.kmeans import KMeansStep, kmeans_step
 
+AGREED = ("n_clusters", "init", "n_init", "max_iter", "batch_size", "max_no_improvement", "reassignment_ratio")
 INITIAL_BATCHES = 3  # of rows, at least, that the first centers are chosen from
 ROWS_BETWEEN_REASSIGNMENTS = 10  # for each cluster
 
@@ -34,8 +42,8 @@ class MiniBatchKMeans(CenterModel):
         ``fit`` ends when the smoothed inertia of so many batches in a row was no smaller; None goes on.
     reassignment_ratio : float
         Centers that got less than this share of what the largest got begin anew at rows of a batch, now and then.
-    device, backend, check_finite, random_state
-        As of :class:`KMeans`.
+    device, backend, check_finite, deterministic, group, random_state
+        As of :class:`KMeans`. ``partial_fit`` is of one process.
 
     Attributes
     ----------
@@ -55,8 +63,12 @@ class MiniBatchKMeans(CenterModel):
 
     Notes
     -----
-    Memory: beside X the labels and one batch.
-    Determinism: the same seed gives the same centers for any number of threads.
+    Memory: beside X the labels, one batch, and an order of all rows, 8 bytes each. So too of a row source that can be
+    seen where it lies, such as a mapped file. Others are read by windows of 64 MB, each 64 runs of rows from all over
+    the source, which are shuffled among themselves; so are all with ``deterministic`` or ``group``, without an order of
+    all rows, and batches do not reach over a window's end. Rows that are sorted by cluster should be shuffled first.
+    Determinism: the same seed gives the same centers for any number of threads. With ``deterministic`` and ``group``
+    rows are added as whole numbers, with one all_reduce a batch.
 
     References
     ----------
@@ -82,6 +94,8 @@ class MiniBatchKMeans(CenterModel):
     device: str | torch.device | None = None
     backend: str | None = None
     check_finite: bool = True
+    deterministic: bool = False
+    group: Any = None
     random_state: Any = None
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MiniBatchKMeans:
@@ -89,29 +103,35 @@ class MiniBatchKMeans(CenterModel):
 
         Parameters
         ----------
-        X : array-like of shape (n_samples, n_features)
+        X : array-like or RowSource of shape (n_samples, n_features)
         y : ignored
         sample_weight : array-like of shape (n_samples,), optional
 
         Returns
         -------
         self : fitted estimator
+
+        Raises
+        ------
+        ValueError, TypeError
+            For bad parameters and bad data.
+        RuntimeError
+            If another process of the group failed or ended.
         """
         batch_size, max_iter = read_count(self.batch_size, "batch_size"), read_count(self.max_iter, "max_iter")
+        read_count(self.n_clusters, "n_clusters")
         with torch.no_grad():
-            x, weight, state = self._begin(X, sample_weight, reset=True)
+            x, weight = self._intake(X, sample_weight)
+            state = self._first_state(x, weight)
             watch = _Watch(self.max_no_improvement)
-            n_batches = -(-len(x) // batch_size)
-            for step in range(max_iter * n_batches):
-                if step % n_batches == 0:
-                    order = torch.from_numpy(state.random.permutation(len(x))).to(x.device)
-                rows = order[(step % n_batches) * batch_size :][:batch_size]
-                inertia = state.learn(x[rows], None if weight is None else weight[rows], self)[1]
-                if watch.is_over(inertia / len(rows), len(rows) / len(x)):
-                    break
-            found = kmeans_step(x, state.centers, sample_weight=weight, backend=self.backend)
-            self._keep(state, found.labels, float(found.inertia), X)
-            self.n_iter_ = -(-(step + 1) // n_batches)
+            with closing(batches(x, batch_size, max_iter, state.random)) as coming:
+                for batch, inertia in self._steps(x, weight, state, coming):
+                    n_rows = len(batch.numbers)
+                    if watch.is_over(inertia / n_rows, n_rows / len(x)):
+                        break
+            labels, inertia = self._labels(x, weight, state.centers)
+            self._keep(state, labels, inertia, X)
+            self.n_iter_ = batch.epoch
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MiniBatchKMeans:
@@ -129,38 +149,51 @@ class MiniBatchKMeans(CenterModel):
         self : fitted estimator
         """
         with torch.no_grad():
+            if self.group is not None:
+                raise ValueError("partial_fit is of one process: use fit, or set group=None")
             known = hasattr(self, "cluster_centers_")
-            x, weight, state = self._begin(X, sample_weight, reset=not known)
+            x = read_points(X, self, reset=not known, device=self.device, check_finite=self.check_finite)
+            weight = read_sample_weight(sample_weight, x)
+            state = self._known_state(x.device) if known else self._first_state(x, weight)
             labels, inertia = state.learn(x, weight, self)
             self._keep(state, labels, inertia, X)
         return self
 
-    def _begin(self, X: Any, sample_weight: Any, *, reset: bool) -> tuple[Tensor, Tensor | None, _State]:
-        """Rows, weights, and the centers with what they remember; new ones with ``reset``."""
-        n_clusters = read_count(self.n_clusters, "n_clusters")
-        x = self._prepared(read_points(X, self, reset=reset, device=self.device, check_finite=self.check_finite))
-        weight = read_sample_weight(sample_weight, x)
-        if not reset:
-            centers, counts = (torch.as_tensor(v, device=x.device) for v in (self.cluster_centers_, self.counts_))
-            random = getattr(self, "_random", None)  # a loaded model has none
-            if random is None:
-                random = np.random.default_rng(read_seed(self.random_state))
-            return x, weight, _State(centers, counts, self.n_steps_, random, getattr(self, "_rows_since", 0))
-        read_count(n_clusters, "n_clusters", high=len(x), high_name="n_samples")
-        random = np.random.default_rng(read_seed(self.random_state))
-        centers = self._best_start(x, weight, n_clusters, random)
-        counts = torch.zeros(n_clusters, dtype=torch.float64, device=x.device)
-        return x, weight, _State(centers, counts, 0, random, 0)
+    def _intake(self, X: Any, sample_weight: Any) -> tuple[Tensor | StreamedRows, Tensor | None]:
+        """Rows to fit on, and their weights; those of a source that is one block as a tensor."""
+        if self.deterministic or self.group is not None:
+            shared, weight, *_ = shard_rows(X, sample_weight, self, AGREED, has_checkpoint=False)
+            shared.largest()  # the pass that checks all rows
+            return shared, weight
+        x = self._rows(X, reset=True)
+        if isinstance(x, StreamedRows) and len(x) <= x.block:
+            x = x.whole()
+        return x, read_sample_weight(sample_weight, x)
 
-    def _best_start(self, x: Tensor, weight: Tensor | None, n_clusters: int, random: np.random.Generator) -> Tensor:
+    def _known_state(self, device: torch.device) -> _State:
+        centers, counts = (torch.as_tensor(v, device=device) for v in (self.cluster_centers_, self.counts_))
+        random = getattr(self, "_random", None)  # a loaded model has none
+        if random is None:
+            random = np.random.default_rng(read_seed(self.random_state))
+        return _State(centers, counts, self.n_steps_, random, getattr(self, "_rows_since", 0))
+
+    def _first_state(self, x: Tensor | StreamedRows, weight: Tensor | None) -> _State:
+        n_clusters = read_count(self.n_clusters, "n_clusters", high=len(x), high_name="n_samples")
+        ranks = x.ranks if isinstance(x, ShardedRows) else Ranks()
+        seed = str(read_seed(self.random_state)).encode()
+        random = np.random.default_rng(int(ranks.from_first(lambda: seed)))
+        centers = ranks.first(self._best_start(x, weight, n_clusters, random))
+        counts = torch.zeros(n_clusters, dtype=torch.float64, device=x.device)
+        return _State(centers, counts, 0, random, 0)
+
+    def _best_start(
+        self, x: Tensor | StreamedRows, weight: Tensor | None, n_clusters: int, random: np.random.Generator
+    ) -> Tensor:
         size = min(len(x), max(INITIAL_BATCHES * self.batch_size, INITIAL_BATCHES * n_clusters))
         best: tuple[float, Tensor] | None = None
         n_runs = self._n_runs()
         for _ in range(n_runs):
-            rows = torch.from_numpy(random.permutation(len(x))[:size]).to(x.device)
-            part, part_weight = x[rows], None if weight is None else weight[rows]
-            if part_weight is not None and not bool((part_weight > 0).any()):
-                part, part_weight = x, weight
+            part, part_weight = _sample(x, weight, size, random)
             centers = self._start(part, part_weight, n_clusters, random)
             inertia = 0.0
             if n_runs > 1:
@@ -169,6 +202,28 @@ class MiniBatchKMeans(CenterModel):
                 best = inertia, centers
         assert best is not None, "there is at least one run"
         return best[1]
+
+    def _steps(
+        self, x: Tensor | StreamedRows, weight: Tensor | None, state: _State, coming: Iterator[Batch]
+    ) -> Iterator[tuple[Batch, float]]:
+        """Each batch and its inertia, when the centers have learnt from it."""
+        if not isinstance(x, ShardedRows):
+            for batch in coming:
+                weights = None if weight is None else weight[batch.own.to(weight.device)]
+                yield batch, state.learn(batch.x, weights, self)[1]
+            return
+        heaviest = x.heaviest(weight)
+        while (found := shared_sums(x, coming, weight, heaviest, state.centers, self.backend)) is not None:
+            yield found[0], state.learn_shared(x, weight, *found, self)
+
+    def _labels(self, x: Tensor | StreamedRows, weight: Tensor | None, centers: Tensor) -> tuple[Tensor, float]:
+        """Nearest center of each row that this process holds, and the inertia of all."""
+        if isinstance(x, ShardedRows):
+            found = sharded_steps(x, weight, "lloyd", self.backend)(centers, None).step
+            return x.of_own_rows(found.labels), float(found.inertia)
+        step: Callable[..., KMeansStep] = streamed_step if isinstance(x, StreamedRows) else kmeans_step
+        found = step(x, centers, sample_weight=weight, backend=self.backend)
+        return found.labels, float(found.inertia)
 
     def _keep(self, state: _State, labels: Tensor, inertia: float, X: Any) -> None:
         self.cluster_centers_ = give_back(state.centers, X)
@@ -190,29 +245,74 @@ class _State:
     def learn(self, x: Tensor, weight: Tensor | None, model: MiniBatchKMeans) -> tuple[Tensor, float]:
         """Update by one batch; its labels and inertia before that."""
         step = kmeans_step(x, self.centers, sample_weight=weight, backend=model.backend)
-        total = self.counts + step.counts
-        moved = (self.centers.double() * self.counts[:, None] + step.sums) / total.clamp(min=1e-300)[:, None]
-        self.centers = torch.where((step.counts > 0)[:, None], moved, self.centers.double()).to(self.centers.dtype)
-        self.counts = total
-        self.n_steps += 1
-        self.rows_since += len(x)
-        if model.reassignment_ratio > 0 and self.rows_since > ROWS_BETWEEN_REASSIGNMENTS * len(self.centers):
-            self.rows_since = 0
-            self._begin_anew(x, weight, model.reassignment_ratio)
+        self.move(step.sums, step.counts, len(x))
+        self.begin_anew(len(x), lambda: weight, lambda places: x[places.to(x.device)], model.reassignment_ratio)
         return step.labels, float(step.inertia)
 
-    def _begin_anew(self, x: Tensor, weight: Tensor | None, ratio: float) -> None:
-        """Centers that got little become rows of the batch, at most half as many as it has."""
+    def learn_shared(
+        self, x: ShardedRows, weight: Tensor | None, batch: Batch, found: BatchSums, model: MiniBatchKMeans
+    ) -> float:
+        """Update by the sums of a batch over all ranks; its inertia before that."""
+        self.move(found.sums, found.counts, len(batch.numbers))
+        self.begin_anew(
+            len(batch.numbers),
+            lambda: None if weight is None else x.values_at(weight, batch.numbers),
+            lambda places: x[batch.numbers[places]],
+            model.reassignment_ratio,
+        )
+        return found.inertia
+
+    def move(self, sums: Tensor, counts: Tensor, n_rows: int) -> None:
+        """Each center becomes the mean of all that it ever got."""
+        total = self.counts + counts
+        moved = (self.centers.double() * self.counts[:, None] + sums) / total.clamp(min=1e-300)[:, None]
+        self.centers = torch.where((counts > 0)[:, None], moved, self.centers.double()).to(self.centers.dtype)
+        self.counts = total
+        self.n_steps += 1
+        self.rows_since += n_rows
+
+    def begin_anew(
+        self,
+        n_rows: int,
+        weight_of: Callable[[], Tensor | None],
+        rows_at: Callable[[Tensor], Tensor],
+        ratio: float,
+    ) -> None:
+        """Now and then centers that got little become rows of the batch, at most half as many as it has."""
+        if ratio <= 0 or self.rows_since <= ROWS_BETWEEN_REASSIGNMENTS * len(self.centers):
+            return
+        self.rows_since = 0
         few = self.counts < ratio * self.counts.max()
-        usable = torch.arange(len(x)) if weight is None else (weight > 0).nonzero()[:, 0].cpu()
         lost = few.nonzero()[:, 0]
+        if len(lost) == 0:
+            return
+        weight = weight_of()
+        usable = torch.arange(n_rows) if weight is None else (weight > 0).nonzero()[:, 0].cpu()
         lost = lost[self.counts[lost].argsort(stable=True)][: len(usable) // 2]
         if len(lost) == 0:
             return
-        chosen = self.random.choice(usable.numpy(), len(lost), replace=False)
+        chosen = torch.from_numpy(self.random.choice(usable.numpy(), len(lost), replace=False))
         keeps = torch.ones_like(few).index_fill(0, lost, False)
-        self.centers = self.centers.index_copy(0, lost, x[torch.from_numpy(chosen).to(x.device)].to(self.centers.dtype))
+        self.centers = self.centers.index_copy(0, lost, rows_at(chosen).to(self.centers))
         self.counts = self.counts.index_fill(0, lost, float(self.counts[keeps].min()))
+
+
+def _sample(
+    x: Tensor | StreamedRows, weight: Tensor | None, size: int, random: np.random.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Rows by chance and their weights, not all of which are 0."""
+    numbers = torch.from_numpy(random.choice(len(x), size, replace=False)).to(x.device)
+    if weight is None:
+        return x[numbers], None
+    weights = x.values_at(weight, numbers) if isinstance(x, ShardedRows) else weight[numbers]
+    if bool((weights > 0).any()):
+        return x[numbers], weights
+    if isinstance(x, ShardedRows):
+        numbers = x.draw(size, (weight > 0).double(), int(random.integers(2**31 - 1)), least=1)
+        return x[numbers], x.values_at(weight, numbers)
+    heavy = (weight > 0).nonzero()[:, 0]
+    numbers = heavy[torch.from_numpy(random.permutation(len(heavy))[:size]).to(heavy.device)]
+    return x[numbers], weight[numbers]
 
 
 class _Watch:

@@ -68,7 +68,7 @@ def _shared_pass(x: ShardedRows, parameters: GMMParameters, covariance_type: str
         raise ValueError("X holds values so large that sums of their squares overflow; scale the features")
     statistics = ExactSum(flat.shape, flat, x.device, STATISTICS_LIMBS)
     likelihood = ExactSum((1,), np.array([LIKELIHOOD_BOUND]), x.device, LIKELIHOOD_LIMBS)
-    invalid = ExactSum((1,), exponent_of([len(x)]), x.device, 1)
+    invalid = ExactSum((1,), exponent_of(np.array([len(x)])), x.device, 1)
     error = None
     try:
         with x.blocks() as blocks:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import numpy as np
@@ -12,10 +11,9 @@ from torch import Tensor, nn
 
 from fastdc._input import as_tensor, require_finite
 from fastdc.data import RowSource, iter_chunks
+from fastdc.data.windows import Windows
 from fastdc.training.batch import embed
 
-WINDOW_BYTES = 1 << 26  # of rows among which an epoch shuffles; two are held, one being read
-WINDOW_BLOCKS = 64  # runs of consecutive rows, from all over the source, that make a window
 CHUNK_ROWS = 1 << 13  # of an embedding; a multiple of the rows of a network call
 
 
@@ -33,8 +31,7 @@ class SourceRows:
         self.source, self.device, self.dtype = source, device, dtype
         self.shape = source.shape
         self.is_cuda = device.type == "cuda"
-        rows = max(WINDOW_BLOCKS, WINDOW_BYTES // (source.shape[1] * source.dtype.itemsize))
-        self.run = max(1, rows // WINDOW_BLOCKS)  # rows of a block
+        self._windows = Windows(source)
         self._is_checked = False
 
     def __len__(self) -> int:
@@ -52,20 +49,9 @@ class SourceRows:
         return torch.empty(size, dtype=self.dtype, device=self.device)
 
     def windows(self, order: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-        """(numbers, rows) of windows that hold every row once: shuffled runs of rows, and shuffled within a window.
-
-        While one window is at work a thread reads the next.
-        """
-        n_runs = -(-len(self) // self.run)
-        shuffled = torch.randperm(n_runs, generator=order).split(WINDOW_BLOCKS)
-        orders = [torch.randperm(self._count(runs), generator=order) for runs in shuffled]
-        with ThreadPoolExecutor(1, thread_name_prefix="fastdc-reader") as reader:
-            coming = reader.submit(self._read, shuffled[0])
-            for i, within in enumerate(orders):
-                numbers, x = coming.result()
-                if i + 1 < len(orders):
-                    coming = reader.submit(self._read, shuffled[i + 1])
-                yield numbers[within].to(self.device), self._moved(x)[within.to(self.device)]
+        """(numbers, rows) of windows that hold every row once, shuffled."""
+        for numbers, x, places in self._windows.shuffled(order):
+            yield numbers.to(self.device), self._moved(x)[places.to(self.device)]
         self._is_checked = True
 
     def embed(self, network: nn.Module, start: int = 0, stop: int | None = None) -> Tensor:
@@ -82,21 +68,6 @@ class SourceRows:
                 parts.append(embed(network, x.to(self.dtype)))
         self._is_checked = True
         return torch.cat(parts)
-
-    def _count(self, runs: Tensor) -> int:
-        return int((((runs + 1) * self.run).clamp(max=len(self)) - runs * self.run).sum())
-
-    def _read(self, runs: Tensor) -> tuple[Tensor, np.ndarray]:
-        """(numbers, rows) of whole runs, on the host."""
-        numbers, parts = [], []
-        for run in runs.tolist():
-            start, stop = run * self.run, min((run + 1) * self.run, len(self))
-            part = self.source.rows(start, stop)
-            if not self._is_checked:
-                require_finite(as_tensor(part), first_row=start)
-            numbers.append(torch.arange(start, stop))
-            parts.append(part)
-        return torch.cat(numbers), np.concatenate(parts)
 
     def _moved(self, rows: np.ndarray) -> Tensor:
         return as_tensor(rows).to(self.device, self.dtype)
