@@ -14,21 +14,24 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fastdc import KMeans, SphericalKMeans
+from fastdc import GaussianMixture, KMeans, MiniBatchKMeans, SphericalKMeans
 from fastdc.cluster import sharded
-from fastdc.data import RowSource, as_row_source
+from fastdc.data import RowSource, as_row_source, windows
 from fastdc.distributed import Ranks, own_rows, save_rows
 from tests.test_kmeans_estimator import make_blobs
 
 N, K, D = 3001, 12, 9
 BLOCK = 256
 SHARES = {1: [(N,)], 2: [(1000, 2001), (0, N)], 3: [(700, 0, 2301), (2990, 4, 7), (1024, 1024, 953)]}
-TIMEOUT, SHORT = 20, 2  # seconds
+TIMEOUT, SHORT, LONG = 20, 2, 200  # seconds
 
 
-def small_blocks():
-    """Blocks of 256 rows, and k-means++ on 512 rows."""
-    sharded.ROWS_CPU, sharded.MOST_ROWS = BLOCK, 512
+def small_blocks(put=setattr):
+    """Blocks of 256 rows, k-means++ on 512 rows, and windows of 8 runs of 32 rows."""
+    put(sharded, "ROWS_CPU", BLOCK)
+    put(sharded, "MOST_ROWS", 512)
+    put(windows, "WINDOW_BLOCKS", 8)
+    put(windows, "WINDOW_BYTES", 8 * 32 * D * 4)
 
 
 def rows_of(rank, counts):
@@ -56,6 +59,9 @@ def problems():
     far = np.vstack([x[:4], np.full((8, D), 1e4, np.float32)])
     repeated = np.repeat(np.arange(10.0)[:, None], 301, axis=0)[:N].astype(np.float32)
     as_it_is = np.asarray
+    mixture, mini_batch = partial(GaussianMixture, 6), partial(MiniBatchKMeans, K, batch_size=200, max_iter=2)
+    round_mixture = partial(mixture, covariance_type="spherical")
+    outlier = np.vstack([x[:1] * np.float32(1e15), x[1:]])
     return {
         "k-means++": (KMeans(K, random_state=0), x, None, as_it_is),
         "k-means||": (KMeans(K, init="k-means||", random_state=0), x, None, Read),
@@ -69,6 +75,16 @@ def problems():
         "few distinct rows": (KMeans(K, random_state=0, tol=0), repeated, None, as_it_is),
         "unchecked NaN": (KMeans(K, init=x[:K], check_finite=False), holes, None, as_it_is),
         "cosine": (SphericalKMeans(K, random_state=0), x, None, as_it_is),
+        "mixture": (mixture(random_state=0, n_init=2), x, None, Read),
+        "full mixture": (mixture(covariance_type="full", means_init=x[:6], max_iter=9), x, None, as_it_is),
+        "tied mixture": (mixture(covariance_type="tied", means_init=x[:6], max_iter=9), x, None, torch.from_numpy),
+        "round mixture": (round_mixture(means_init=outlier[:6], max_iter=9), outlier, None, as_it_is),
+        "mixture, float64": (mixture(means_init=x[:6] + 1e6), x.astype(np.float64) + 1e6, None, as_row_source),
+        "mixture, unchecked NaN": (mixture(means_init=x[:6] * 2, check_finite=False), holes, None, as_it_is),
+        "mini-batch": (mini_batch(n_init=2, random_state=0), x, None, Read),
+        "mini-batch, weights": (mini_batch(random_state=0), x, weight, as_it_is),
+        "mini-batch, lost centers": (mini_batch(init=far, random_state=0), x, weight, torch.from_numpy),
+        "mini-batch, unchecked NaN": (mini_batch(random_state=0, check_finite=False), holes, None, as_it_is),
     }
 
 
@@ -77,7 +93,17 @@ def outcome(model):
         "labels": np.asarray(model.labels_),
         "centers": np.asarray(model.cluster_centers_),
         "inertia": model.inertia_,
-        "history": model.history_,
+        "history": model.history_ if hasattr(model, "history_") else [model.n_steps_, model.counts_.tolist()],
+    }
+
+
+def mixture_outcome(mixture, labels):
+    parameters = (mixture.means_, mixture.covariances_, mixture.weights_)
+    return {
+        "labels": np.asarray(labels),
+        "centers": np.concatenate([np.ravel(each) for each in parameters]),
+        "inertia": mixture.lower_bound_,
+        "history": mixture.history_,
     }
 
 
@@ -90,6 +116,9 @@ def solve(rank, counts, group):
         part = x[own] if kind is not as_row_source or counts[rank] else np.asarray(x[own])
         if len(part) == 0 and kind is not torch.from_numpy:
             kind = np.asarray  # an empty row source cannot be opened
+        if isinstance(model, GaussianMixture):
+            found[name] = mixture_outcome(model, model.fit_predict(kind(part)))
+            continue
         found[name] = outcome(model.fit(kind(part), sample_weight=None if weight is None else weight[own]))
     return found
 
@@ -119,6 +148,8 @@ def faults(rank, group):
         if record["iteration"] == 2:
             raise KeyError("a callback")
 
+    mixture = partial(GaussianMixture, 4, random_state=0, tol=0, group=group)
+    mini_batch = partial(MiniBatchKMeans, 4, random_state=0, max_no_improvement=None, group=group)
     calls = {
         "NaN": lambda m: m.fit(broken),
         "NaN in a source": lambda m: m.fit(Read(broken)),
@@ -134,6 +165,13 @@ def faults(rank, group):
         "too many clusters": lambda m: m.set_params(n_clusters=901).fit(part),
         "no rows at all": lambda m: m.fit(part[:0]),
         "overflow": lambda m: m.fit(part * np.float32(3e37 if wrong else 1)),
+        "mixture, NaN": lambda m: mixture().fit(broken),
+        "mixture, reading": lambda m: mixture(means_init=x[:4]).fit((Failing if wrong else Read)(part)),
+        "mixture, parameters": lambda m: mixture(covariance_type="tied" if wrong else "diag").fit(part),
+        "mixture, overflow": lambda m: mixture(means_init=x[:4]).fit(part * np.float32(1e35 if wrong else 1)),
+        "mini-batch, NaN": lambda m: mini_batch().fit(Read(broken)),
+        "mini-batch, reading": lambda m: mini_batch(init=x[:4]).fit((Failing if wrong else Read)(part)),
+        "mini-batch, parameters": lambda m: mini_batch(batch_size=60 if wrong else 50).fit(part),
     }
     found = {}
     for name, call in calls.items():
@@ -201,8 +239,11 @@ def work(rank, folder):
     small_blocks()
     options = {"rank": rank, "world_size": 3, "timeout": timedelta(seconds=TIMEOUT)}
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", **options)
+    waiting = dist.new_group(timeout=timedelta(seconds=LONG))
     pairs = dist.new_group([0, 1]), dist.new_group([0, 1], timeout=timedelta(seconds=SHORT))
     for size, group in ((2, pairs[0]), (3, "world")):
+        if size == 3:
+            dist.barrier(waiting)
         if rank >= size:
             assert "RuntimeError: this process does not belong to group" in error_of(lambda: Ranks(pairs[0]))
             continue

@@ -108,7 +108,10 @@ def test_options_reach_the_estimator(folder, blobs, capsys):
         (["--k", "3", "--set", "algo=lloyd"], "--set algo: KMeans has no such parameter; it has algorithm, backend"),
         (["--k", "3", "--set", "n_clusters=4"], "--set n_clusters gives what another option gives too"),
         (["--k", "3", "--set", "algorithm=elkan"], "algorithm must be"),
-        (["--k", "3", "--method", "minibatch", "--deterministic"], "--deterministic is for --method kmeans, got"),
+        (
+            ["--k", "3", "--method", "spherical", "--deterministic"],
+            "--deterministic is for --method kmeans, minibatch, gmm",
+        ),
     ],
 )
 def test_refuses(folder, capsys, arguments, fragment):

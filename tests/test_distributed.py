@@ -1,4 +1,4 @@
-"""KMeans over rows that processes share: the bits of one process; what fails on one rank ends all."""
+"""Estimators over rows that processes share: the bits of one process; what fails on one rank ends all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import torch
 from sklearn.base import clone
 
 from fastdc import KMeans, cli
-from fastdc.cluster import sharded
 from fastdc.cluster.blocks import Blocks
 from fastdc.cluster.exact import ExactSum, exponent_of, fixed_sum
 from fastdc.data import as_row_source
@@ -40,21 +39,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def small_blocks():
-    before = sharded.ROWS_CPU, sharded.MOST_ROWS
-    cases.small_blocks()
-    yield
-    sharded.ROWS_CPU, sharded.MOST_ROWS = before
+def small_blocks(monkeypatch):
+    cases.small_blocks(monkeypatch.setattr)
 
 
 @pytest.fixture(scope="module")
 def alone():
     """What one process finds."""
-    before = sharded.ROWS_CPU, sharded.MOST_ROWS
-    cases.small_blocks()
-    found = cases.solve(0, (cases.N,), None)
-    sharded.ROWS_CPU, sharded.MOST_ROWS = before
-    return found
+    with pytest.MonkeyPatch.context() as patch:
+        cases.small_blocks(patch.setattr)
+        return cases.solve(0, (cases.N,), None)
 
 
 def loaded(folder, size, what):
@@ -134,7 +128,7 @@ def test_the_command_under_torchrun_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.save("x.npy", make_blobs(50))
     for arguments, message in (
-        (["--method", "gmm"], "torchrun is for --method kmeans, the deep methods, got --method gmm"),
+        (["--method", "balanced"], "torchrun is for --method kmeans, minibatch, gmm, the deep methods, got --method b"),
         (["--out", "labels.csv"], "--out labels.csv must end in .npy, where every process writes its labels"),
     ):
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -178,6 +172,25 @@ def test_rows_of_one_process_are_saved_whole_or_not_at_all(tmp_path):
         ("too many clusters", "ValueError: n_clusters=901 must be at most n_samples=900", "ValueError: n_clusters=901"),
         ("no rows at all", "ValueError: X of all ranks has 0 samples", "ValueError: X of all ranks has 0 samples"),
         ("overflow", "ValueError", "ValueError"),
+        ("mixture, NaN", "ValueError: Input X contains NaN. 1 entry, the first in row 550, column 1", "rank 1 of 2 f"),
+        (
+            "mixture, reading",
+            "OSError: the disk is gone",
+            "RuntimeError: rank 1 of 2 failed: OSError: the disk is gone",
+        ),
+        (
+            "mixture, parameters",
+            "ValueError: a digest of n_components, covariance_type, tol",
+            "a digest of n_components",
+        ),
+        ("mixture, overflow", "ValueError: ", "ValueError: "),
+        ("mini-batch, NaN", "ValueError: Input X contains NaN. 1 entry, the first in row 550, column 1", "rank 1 of 2"),
+        ("mini-batch, reading", "OSError: the disk is gone", "RuntimeError: rank 1 of 2 failed: OSError: the disk is"),
+        (
+            "mini-batch, parameters",
+            "ValueError: a digest of n_clusters, init, n_init, max_iter, batch_size",
+            "a digest",
+        ),
     ],
 )
 def test_T52_an_error_on_one_rank_is_raised_on_all(folder, name, on_the_rank, on_the_other):

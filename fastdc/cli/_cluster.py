@@ -73,7 +73,7 @@ def cluster(
         bool,
         typer.Option(
             "--deterministic",
-            help="The bits that any number of processes would find (kmeans).",
+            help="The bits that any number of processes would find (kmeans, minibatch, gmm).",
             rich_help_panel=RUN,
         ),
     ] = False,
@@ -92,7 +92,7 @@ def cluster(
 ) -> None:
     """Cluster the points of a file and write one label a sample.
 
-    With k-means also by several processes: torchrun --nproc-per-node N -m fastdc cluster ...
+    With kmeans, minibatch and gmm also by several processes: torchrun --nproc-per-node N -m fastdc cluster ...
     """
     chosen = method_of(method)
     if seed is None and "seed" in chosen.options:

@@ -51,7 +51,12 @@ METHODS = {
         can_resume=True,
         takes_group=True,
     ),
-    "minibatch": Method("MiniBatchKMeans", CENTERS | {"batch_size": "batch_size"}, whole=True, is_planned=True),
+    "minibatch": Method(
+        "MiniBatchKMeans",
+        CENTERS | {"batch_size": "batch_size", "deterministic": "deterministic"},
+        is_planned=True,
+        takes_group=True,
+    ),
     "spherical": Method("SphericalKMeans", CENTERS | {"tol": "tol"}, whole=True),
     "balanced": Method("BalancedKMeans", CENTERS | {"tol": "tol", "capacity": "capacity"}),
     "bisecting": Method("BisectingKMeans", CENTERS | {"tol": "tol"}),
@@ -59,10 +64,10 @@ METHODS = {
     "gmm": Method(
         "GaussianMixture",
         {**COMMON, "k": "n_components", "init": "means_init", "n_init": "n_init", "max_iter": "max_iter", "tol": "tol"}
-        | {"covariance": "covariance_type"},
+        | {"covariance": "covariance_type", "deterministic": "deterministic"},
         centers="means_",
-        whole=True,
         is_planned=True,
+        takes_group=True,
     ),
     "spectral": Method(
         "SpectralClustering",
