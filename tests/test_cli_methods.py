@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 import torch
 
 import fastdc
 from fastdc import cli
 from fastdc.cli._methods import METHODS
+from fastdc.cluster import streaming
+from fastdc.data import ParquetRows
 from tests.cli_cases import fails, same_partition
+from tests.row_source_cases import column_table
 
 FIXED = [name for name, method in METHODS.items() if not method.is_deep]
 
@@ -41,6 +45,28 @@ def test_every_option_of_the_table_is_a_parameter(method):
     line = METHODS[method]
     assert set(line.options.values()) <= set(getattr(fastdc, line.estimator)._get_param_names())
     assert set(line.needed) <= set(line.options)
+
+
+@pytest.mark.parametrize("method", ["minibatch", "gmm"])
+def test_files_are_read_a_block_at_a_time(folder, blobs, capsys, monkeypatch, method):
+    x = np.repeat(blobs[0], 10, axis=0)
+    pyarrow.parquet.write_table(column_table(x), "points.parquet", row_group_size=100)
+    monkeypatch.setattr(streaming, "MOST_ROWS", 64)
+    most = []
+
+    def read(self, start, stop, out):
+        most.append(stop - start)
+        original(self, start, stop, out)
+
+    original = ParquetRows.read
+    monkeypatch.setattr(ParquetRows, "read", read)
+    arguments = ["--method", method, "--k", "3", "--json"]
+    if method == "minibatch":
+        arguments += ["--batch-size", "50", "--init", "starts.npy"]
+        np.save("starts.npy", x[[0, 200, 400]])
+    assert cli.main(["cluster", "points.parquet", *arguments]) == 0
+    assert same_partition(np.load("labels.npy"), np.repeat(blobs[1], 10))
+    assert {64, 24} <= set(most)
 
 
 def test_noise_is_counted_apart(folder, blobs, capsys):

@@ -123,6 +123,33 @@ def test_the_command_under_torchrun(tmp_path, monkeypatch, capsys):
         assert report[name] == alone[name]
 
 
+def as_started_by_torchrun(monkeypatch):
+    """The environment of the only process of a group."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    started = {"TORCHELASTIC_RUN_ID": "x", "RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
+    for name, value in (started | {"MASTER_ADDR": "127.0.0.1"}).items():
+        monkeypatch.setenv(name, str(value))
+
+
+@needs_gloo
+@pytest.mark.parametrize("method", ["minibatch", "gmm"])
+def test_the_command_in_a_group_of_one(tmp_path, monkeypatch, capsys, method):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", make_blobs(2000, 5, 4))
+    arguments = ["cluster", "x.npy", "--k", "5", "--method", method, "--json", "--centers", "centers.npy"]
+    found = []
+    for more in (["--deterministic"], []):
+        if not more:
+            as_started_by_torchrun(monkeypatch)
+        assert cli.main([*arguments, *more]) == 0
+        report = json.loads(capsys.readouterr().out)
+        found.append((np.load("labels.npy"), np.load("centers.npy"), report["cluster_sizes"], report["n_iter"]))
+    assert not torch.distributed.is_initialized()
+    for alone, in_group in zip(*found):
+        assert np.array_equal(alone, in_group)
+
+
 @needs_gloo
 def test_the_command_under_torchrun_refuses(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
@@ -131,11 +158,7 @@ def test_the_command_under_torchrun_refuses(tmp_path, monkeypatch, capsys):
         (["--method", "balanced"], "torchrun is for --method kmeans, minibatch, gmm, the deep methods, got --method b"),
         (["--out", "labels.csv"], "--out labels.csv must end in .npy, where every process writes its labels"),
     ):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        started = {"TORCHELASTIC_RUN_ID": "x", "RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1, "MASTER_PORT": port}
-        for name, value in (started | {"MASTER_ADDR": "127.0.0.1"}).items():
-            monkeypatch.setenv(name, str(value))
+        as_started_by_torchrun(monkeypatch)
         assert cli.main(["cluster", "x.npy", "--k", "2", *arguments]) == 2
         assert message in capsys.readouterr().err
         assert not torch.distributed.is_initialized()

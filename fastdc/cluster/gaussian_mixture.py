@@ -97,7 +97,7 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
     Results are the same bits for any number of threads. A row source is read a block of at most 64 MB at a time, in
     every iteration, and gives the same bits however its rows are stored; where it has but one block, those of the array
     in memory. With ``deterministic`` and ``group`` statistics are added as whole numbers, with one all_reduce an
-    iteration; squares below 1e-45 of the largest of their features count as zero in them.
+    iteration; squares below 1e-30 of the largest of their features count as zero in them.
     Runs start from :class:`KMeans` over all rows, found in the same way.
     Memory: no (n_samples, n_components) matrix in ``fit``. Of a row source four blocks, and k-means' labels.
 

@@ -16,7 +16,6 @@ from fastdc.cluster.sharded import ShardedRows
 from fastdc.cluster.streaming import StreamedRows
 from fastdc.kernels.gaussian_mixture import GMMParameters, GMMStep, gmm_step
 
-STATISTICS_LIMBS = 4  # squares span twice the digits of their rows
 LIKELIHOOD = 1000  # exponent of the largest log-likelihood of a block that is told from others
 LIKELIHOOD_BOUND, LIKELIHOOD_LIMBS = LIKELIHOOD + 22, 27  # down to 2^-80
 MOST = 1000  # exponent that sums of statistics must stay below
@@ -66,7 +65,7 @@ def _shared_pass(x: ShardedRows, parameters: GMMParameters, covariance_type: str
     flat = np.concatenate([np.broadcast_to(bound, shape).ravel() for bound, shape in zip(bounds, shapes)])
     if flat.max() > MOST:
         raise ValueError("X holds values so large that sums of their squares overflow; scale the features")
-    statistics = ExactSum(flat.shape, flat, x.device, STATISTICS_LIMBS)
+    statistics = ExactSum(flat.shape, flat, x.device)
     likelihood = ExactSum((1,), np.array([LIKELIHOOD_BOUND]), x.device, LIKELIHOOD_LIMBS)
     invalid = ExactSum((1,), exponent_of(np.array([len(x)])), x.device, 1)
     error = None
