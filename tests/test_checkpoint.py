@@ -187,10 +187,10 @@ def test_the_command_resumes(points, tmp_path, capsys):
         (["--checkpoint", "points.npy"], "--checkpoint points.npy is a file; name a folder"),
         (["--checkpoint", "run", "--resume", "--seed", "5"], "its random_state is 0, here it is 5"),
         (
-            ["--checkpoint", "run", "--method", "gmm"],
-            "--checkpoint is for --method kmeans, the deep methods, got",
+            ["--checkpoint", "run", "--method", "minibatch"],
+            "--checkpoint is for --method kmeans, gmm, the deep methods, got",
         ),
-        (["--deterministic", "--method", "idec"], "--deterministic is for --method kmeans, got --method idec"),
+        (["--deterministic", "--method", "idec"], "--deterministic is for --method kmeans, minibatch, gmm, got"),
     ):
         assert cli.main(["cluster", "points.npy", *options, *arguments]) == 2
         assert message in capsys.readouterr().err

@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from fastdc import GaussianMixture
-from fastdc.cluster import sharded, streaming
+from fastdc.cluster import gaussian_mixture, mixture_runs, sharded, streaming
 from fastdc.cluster.mixture_passes import mixture_pass, statistics_bounds
 from fastdc.cluster.streaming import StreamedRows
 from fastdc.data import ConcatenatedRows, as_row_source, open_rows
 from fastdc.kernels.gaussian_mixture import GMMParameters, gmm_step
 from fastdc.kernels.gaussian_mixture.parameters import covariance_shape
+from fastdc.persistence import CheckpointError
 from tests.row_source_cases import column_table
 from tests.test_kmeans_estimator import make_blobs
 from tests.test_kmeans_streaming import Read
@@ -156,3 +157,38 @@ def test_bad_parameters_and_a_fault_leave_the_estimator(small_blocks):
     with pytest.raises(OSError, match="the disk is gone"):
         model.fit(Failing(x))
     assert vars(model) == before
+
+
+@pytest.mark.parametrize("kind", [np.asarray, Read])
+@pytest.mark.parametrize("deterministic", [False, True])
+@pytest.mark.parametrize("n_init", [1, 2])
+def test_T49_an_interrupted_fit_goes_on(small_blocks, tmp_path, monkeypatch, kind, deterministic, n_init):
+    x = make_blobs(700, 5, 6, spread=0.5)
+    options = {"n_init": n_init, "random_state": 0, "tol": 1e-4, "deterministic": deterministic}
+    expected = GaussianMixture(5, **options).fit(kind(x))
+    passes = []
+
+    def interrupt(*arguments):
+        passes.append(arguments)
+        if len(passes) == 5:
+            raise KeyboardInterrupt
+        return mixture_pass(*arguments)
+
+    for _ in range(2):  # interrupted twice
+        passes.clear()
+        monkeypatch.setattr(gaussian_mixture, "mixture_pass", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            GaussianMixture(5, **options).fit(kind(x), checkpoint=tmp_path, resume=True)
+    monkeypatch.setattr(gaussian_mixture, "mixture_pass", mixture_pass)
+    same_bits(GaussianMixture(5, **options).fit(kind(x), checkpoint=tmp_path, resume=True), expected)
+    same_bits(GaussianMixture(5, **options).fit(kind(x), checkpoint=tmp_path, resume=True), expected)
+    assert [file.name for file in tmp_path.iterdir()] == [mixture_runs.FILE]
+    with pytest.raises(FileExistsError, match="is the checkpoint of a run; go on with it"):
+        GaussianMixture(5, **options).fit(kind(x), checkpoint=tmp_path)
+    for change, message in (
+        ({"covariance_type": "tied"}, "its covariance_type is diag, here it is tied"),
+        ({"means_init": x[:5]}, "its means_init is None"),
+        ({"random_state": 1}, "its random_state is 0, here it is 1"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            GaussianMixture(5, **(options | change)).fit(kind(x), checkpoint=tmp_path, resume=True)

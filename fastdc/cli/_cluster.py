@@ -79,7 +79,7 @@ def cluster(
     ] = False,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="Folder that keeps the state of the run (kmeans, deep methods).", rich_help_panel=RUN),
+        typer.Option(help="Folder that keeps the state of the run (kmeans, gmm, deep methods).", rich_help_panel=RUN),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the checkpoint, if there is one.", rich_help_panel=RUN)

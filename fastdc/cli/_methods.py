@@ -67,6 +67,7 @@ METHODS = {
         | {"covariance": "covariance_type", "deterministic": "deterministic"},
         centers="means_",
         is_planned=True,
+        can_resume=True,
         takes_group=True,
     ),
     "spectral": Method(

@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 from sklearn.base import BaseEstimator, DensityMixin
@@ -16,26 +17,21 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from fastdc._input import give_back, read_count, read_points, read_seed
+from fastdc.cluster.checkpoints import identity_of, told
 from fastdc.cluster.exact import fixed_sum
 from fastdc.cluster.kmeans import KMeans
 from fastdc.cluster.mixture_passes import mixture_pass
+from fastdc.cluster.mixture_runs import MixtureRun, SavedMixture, open_mixture
 from fastdc.cluster.sharded import ShardedRows, shard_rows
 from fastdc.cluster.streaming import StreamedRows, read_rows
 from fastdc.data import Chunk
+from fastdc.distributed import Ranks
 from fastdc.kernels.gaussian_mixture import GMMParameters, gmm_log_density, gmm_responsibilities, gmm_update
 from fastdc.kernels.gaussian_mixture.parameters import COVARIANCE_TYPES, covariance_shape
 from fastdc.persistence import Saveable
 
 AGREED = ("n_components", "covariance_type", "tol", "reg_covar", "max_iter", "n_init", "means_init")
 SHARPEST = 1e-6  # of the mean variance: components this narrow assign each row to the nearest mean
-
-
-class _Run(NamedTuple):
-    """Where a run of EM ended."""
-
-    parameters: GMMParameters
-    history: list[dict[str, Any]]
-    converged: bool
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -131,7 +127,7 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
     group: Any = None
     random_state: Any = None
 
-    def fit(self, X: Any, y: Any = None) -> GaussianMixture:
+    def fit(self, X: Any, y: Any = None, *, checkpoint: Any = None, resume: bool = False) -> GaussianMixture:
         """Find the mixture.
 
         Parameters
@@ -139,6 +135,8 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         X : array-like or RowSource of shape (n_samples, n_features)
             Computed in its own precision, float32 or float64.
         y : ignored
+        checkpoint, resume
+            As of :class:`KMeans`. Steps of k-means at the start of a run are not kept.
 
         Returns
         -------
@@ -148,6 +146,8 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         ------
         ValueError, TypeError
             For bad parameters and bad data; also where a covariance is no longer positive definite.
+        CheckpointError, FileExistsError
+            If the checkpoint is damaged or of other data or parameters; if there is one and ``resume`` is False.
         RuntimeError
             If another process of the group failed or ended.
 
@@ -159,13 +159,13 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         before = dict(vars(self))
         try:
             with torch.no_grad():
-                self._fit(X)
+                self._fit(X, checkpoint, resume)
         except BaseException:
             self.__dict__ = before
             raise
         return self
 
-    def _fit(self, X: Any) -> None:
+    def _fit(self, X: Any, checkpoint: Any, resume: bool) -> None:
         n_components, n_init = read_count(self.n_components, "n_components"), read_count(self.n_init, "n_init")
         read_count(self.max_iter, "max_iter")
         for name in ("tol", "reg_covar"):
@@ -173,17 +173,26 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
                 raise ValueError(f"{name} must be 0 or above, got {getattr(self, name)}")
         if self.covariance_type not in COVARIANCE_TYPES:
             raise ValueError(f"covariance_type must be one of {COVARIANCE_TYPES}, got {self.covariance_type!r}")
-        x = self._rows(X)
+        x = self._rows(X, checkpoint is not None)
         read_count(n_components, "n_components", high=len(x), high_name="n_samples")
-        seed = read_seed(self.random_state)
-        if isinstance(x, ShardedRows):
-            own = str(seed).encode()
-            seed = int(x.ranks.from_first(lambda: own))
-        best: _Run | None = None
-        for run in range(1, 2 if self.means_init is not None else n_init + 1):
-            found = self._maximise(x, self._start(x, n_components, seed + run - 1), run)
-            if best is None or found.history[-1]["lower_bound"] > best.history[-1]["lower_bound"]:
-                best = found
+        ranks = x.ranks if isinstance(x, ShardedRows) else Ranks()
+        identity = {} if checkpoint is None else identity_of(self, self._identity(), x)
+        state, saved = open_mixture(checkpoint, identity, resume, ranks, x.device)
+        drawn = str(read_seed(self.random_state)).encode()
+        seed = int(ranks.from_first(lambda: drawn)) if saved is None else saved.seed
+        first_run, best = (1, None) if saved is None else (saved.number, saved.best)
+        with state:
+            for number in range(first_run, 2 if self.means_init is not None else n_init + 1):
+                if saved is not None and number == first_run:
+                    run = saved.run
+                else:
+                    run = MixtureRun(self._start(x, n_components, seed + number - 1), [], False)
+                while not run.converged and len(run.history) < self.max_iter:
+                    run = self._next(x, run, number)
+                    if checkpoint is not None:
+                        ranks.any(partial(state.remember, SavedMixture(number, seed, run, best)))
+                if run.is_better(best):
+                    best = run
         assert best is not None, "there is at least one run"
         if not best.converged:
             warnings.warn(
@@ -195,13 +204,20 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         self.means_, self.covariances_, self.weights_ = (give_back(t, X) for t in best.parameters)
         self.converged_ = best.converged
         self.n_iter_ = len(best.history)
-        self.lower_bound_ = best.history[-1]["lower_bound"]
+        self.lower_bound_ = best.bound
         self.history_ = best.history
 
-    def _rows(self, X: Any) -> Tensor | StreamedRows:
+    def _identity(self) -> dict[str, Any]:
+        """Parameters that a checkpoint is of."""
+        counts = {name: int(getattr(self, name)) for name in ("n_components", "n_init")}
+        numbers = {name: float(getattr(self, name)) for name in ("tol", "reg_covar")}
+        start = {"means_init": told(self.means_init)}
+        return {"covariance_type": self.covariance_type, **counts, **numbers, **start}
+
+    def _rows(self, X: Any, has_checkpoint: bool) -> Tensor | StreamedRows:
         """Rows to fit on; those of a source that is one block as a tensor."""
         if self.deterministic or self.group is not None:
-            return shard_rows(X, None, self, AGREED, has_checkpoint=False).x
+            return shard_rows(X, None, self, AGREED, has_checkpoint).x
         x = read_rows(X, self, reset=True, min_samples=2)
         return x.whole() if isinstance(x, StreamedRows) and len(x) <= x.block else x
 
@@ -253,20 +269,16 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         means, covariances, _ = parameters
         return record, gmm_update(step, means, covariances, self.covariance_type, self.reg_covar)
 
-    def _maximise(self, x: Tensor | StreamedRows, parameters: GMMParameters, run: int) -> _Run:
-        history: list[dict[str, Any]] = []
-        bound = -math.inf
-        for iteration in range(1, self.max_iter + 1):
-            record, parameters = self._update(x, parameters)
-            history.append({"run": run, "iteration": iteration, **record})
-            change, bound = record["lower_bound"] - bound, record["lower_bound"]
-            if abs(change) < self.tol:
-                return _Run(parameters, history, True)
-        return _Run(parameters, history, False)
+    def _next(self, x: Tensor | StreamedRows, run: MixtureRun, number: int) -> MixtureRun:
+        """The run after one more iteration."""
+        record, parameters = self._update(x, run.parameters)
+        history = [*run.history, {"run": number, "iteration": len(run.history) + 1, **record}]
+        change = record["lower_bound"] - (run.bound if run.history else -math.inf)
+        return MixtureRun(parameters, history, abs(change) < self.tol)
 
-    def fit_predict(self, X: Any, y: Any = None) -> Any:
-        """Fit, and the most probable component of each row, int32."""
-        self.fit(X)
+    def fit_predict(self, X: Any, y: Any = None, **options: Any) -> Any:
+        """Fit with the options of ``fit``, and the most probable component of each row, int32."""
+        self.fit(X, **options)
         if len(X) == 0:  # of a rank that holds no rows
             return give_back(torch.empty(0, dtype=torch.int32), X)
         return self.predict(X)

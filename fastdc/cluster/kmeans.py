@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fastdc._input import give_back, read_count, read_sample_weight, read_seed
 from fastdc.cluster._centers import CenterModel
-from fastdc.cluster.checkpoints import Checkpoint, identity_of, open_checkpoint
+from fastdc.cluster.checkpoints import Checkpoint, identity_of, open_checkpoint, told
 from fastdc.cluster.lloyd import Progress, Record, Solution, lloyd
 from fastdc.cluster.sharded import ShardedRows, shard_rows
 from fastdc.cluster.sharded_lloyd import lloyd_shards
@@ -193,7 +193,7 @@ class KMeans(CenterModel):
         tol = self.tol * _mean_variance(x) if self.tol > 0 else 0.0
         seed = read_seed(self.random_state)
         random = np.random.default_rng(int(ranks.from_first(lambda: str(seed).encode())))
-        identity = {} if checkpoint is None else identity_of(self, x, rows.weight)
+        identity = {} if checkpoint is None else identity_of(self, self._identity(), x, rows.weight)
         state, saved = open_checkpoint(checkpoint, identity, resume, ranks, x.device)
         best: Solution | None = None
         first_run = 1
@@ -226,6 +226,11 @@ class KMeans(CenterModel):
         self.inertia_ = best.inertia
         self.n_iter_ = len(best.history)
         self.history_ = best.history
+
+    def _identity(self) -> dict[str, Any]:
+        """Parameters that a checkpoint is of."""
+        start, n_init = told(self.init), str(self.n_init)
+        return {"n_clusters": int(self.n_clusters), "init": start, "n_init": n_init, "tol": float(self.tol)}
 
     def _intake(self, X: Any, sample_weight: Any, has_checkpoint: bool) -> _Intake:
         if self.deterministic or self.group is not None:
