@@ -86,6 +86,16 @@ def test_same_bits_for_any_number_of_threads(set_threads):
         np.testing.assert_array_equal(getattr(results[0], name), getattr(results[1], name))
 
 
+def test_same_bits_for_any_number_of_threads_of_many_features(set_threads):
+    x, results = np.random.default_rng(0).normal(size=(600, 150)), []
+    for threads in (1, 3):
+        set_threads(threads)
+        model = GaussianMixture(2, covariance_type="full", means_init=x[:2], reg_covar=0.1)
+        results.append(model.fit(x).score_samples(x))
+        assert torch.get_num_threads() == threads
+    np.testing.assert_array_equal(*results)
+
+
 def test_the_best_of_several_runs():
     x = make_blobs(k=6)
     several = GaussianMixture(6, n_init=4, random_state=0).fit(x)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -36,13 +38,25 @@ def find_precisions(means: Tensor, covariances: Tensor, weights: Tensor, covaria
         is_bad = ~(covariances > 0) | ~torch.isfinite(covariances)
         log_det = factor.log().sum(dim=1) if covariance_type == "diag" else factor.log() * n_features
     else:
-        lower, info = torch.linalg.cholesky_ex(covariances)
         identity = torch.eye(n_features, dtype=wide, device=means.device)
-        factor = torch.linalg.solve_triangular(lower, identity, upper=False).mT
+        with _one_thread():
+            lower, info = torch.linalg.cholesky_ex(covariances)
+            factor = torch.linalg.solve_triangular(lower, identity, upper=False).mT
         is_bad = (info != 0) | ~torch.isfinite(covariances).all(dim=-1).all(dim=-1)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
     _check(is_bad, weights)
     return Precisions(factor, weights.log() + log_det - n_features / 2 * math.log(2 * math.pi))
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Beyond 128 features the bits of LAPACK depend on the number of its threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _check(is_bad: Tensor, weights: Tensor) -> None:
