@@ -25,6 +25,7 @@ from fastdc.cli._options import (
     read_bytes,
     use_threads,
 )
+from fastdc.cli._plan import ARGUMENTS
 from fastdc.cli._report import print_report
 
 METHOD = "Method"
@@ -63,7 +64,7 @@ def cluster(
         str | None,
         typer.Option(
             help="Bytes that may be used, such as 2G: what takes more is refused; default: what is free (kmeans, "
-            "minibatch, gmm). Of rows that are held at a time (two-level).",
+            "minibatch, gmm, spectral, dbscan). Of rows that are held at a time (two-level).",
             rich_help_panel=RUN,
         ),
     ] = None,
@@ -143,9 +144,8 @@ def cluster(
 def _check_fits(x: Any, method: str, given: dict[str, Any], most: int | None) -> None:
     from fastdc.planning import check_fits
 
-    names = {"batch_size": "batch_size", "covariance": "covariance_type"}
-    options = {names[option]: value for option, value in given.items() if option in names}
-    check_fits(x, method, given["k"], memory=most, **options)
+    options = {ARGUMENTS[option]: value for option, value in given.items() if option in ARGUMENTS}
+    check_fits(x, method, memory=most, **options)
 
 
 def _run(

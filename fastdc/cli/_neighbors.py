@@ -60,21 +60,34 @@ def knn(
 ) -> None:
     """Write the nearest points of each point, a block of rows at a time.
 
-    Points may be more than fit in memory. Of an approximate algorithm the share of true neighbours that it found is
-    measured on a sample.
+    Points may be more than fit in memory; what does not fit all the same is refused. Of an approximate algorithm the
+    share of true neighbours that it found is measured on a sample.
     """
     from fastdc.neighbors import save_knn
+    from fastdc.planning import check_fits
 
     for source in (file, queries):
         if source is not None:
             check_target(out, "--out", source, (".npz", ".npy"))
     use_threads(threads)
     most = read_bytes(memory, "--memory")
+    points = open_points(file, key, columns, header)
+    asked = None if queries is None else open_points(queries, key, columns, header)
+    n_queries = None if asked is None else len(asked)
+    check_fits(
+        points,
+        "knn",
+        n_neighbors=neighbors,
+        metric=metric,
+        algorithm=algorithm,
+        search_memory=most,
+        n_queries=n_queries,
+    )
     saved = save_knn(
-        open_points(file, key, columns, header),
+        points,
         out,
         neighbors,
-        queries=None if queries is None else open_points(queries, key, columns, header),
+        queries=asked,
         metric=metric,
         algorithm=algorithm,
         min_recall=recall,

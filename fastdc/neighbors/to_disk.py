@@ -154,6 +154,17 @@ def save_knn(
     return SavedNeighbors(target, len(asked), n_neighbors, algorithm, recall, time.perf_counter() - started)
 
 
+def cut_rows(
+    n_features: int, itemsize: int, wanted: int, memory: int, queries_mapped: bool, points_mapped: bool
+) -> tuple[int, int]:
+    """Rows of a block of queries and of a part of the points, for an exact search in so many bytes of memory."""
+    row = COPIES * n_features * itemsize
+    query = row * (1 if queries_mapped else 2) + 5 * wanted * (8 + itemsize)  # two lists, both joined and sorted
+    query_rows = int(min(QUERY_ROWS, max(64, memory // 4 // query)))
+    point = row * (1 if points_mapped else 2) + 9
+    return query_rows, int(max(wanted, 64, (memory - query_rows * query) // point))
+
+
 class _Job:
     """One call: how rows are cut, and searches of a block of queries."""
 
@@ -171,15 +182,9 @@ class _Job:
         self.n_neighbors = n_neighbors
         self.wanted = min(n_neighbors + is_self, len(points))  # a row finds itself too
         self.dtype = np.result_type(points.dtype, asked.dtype)
-        result = 5 * self.wanted * (8 + self.dtype.itemsize)  # two lists, both joined and sorted
-        query = self._row_bytes(asked) + result
-        self.query_rows = int(min(QUERY_ROWS, max(64, memory // 4 // query)))
-        left = memory - self.query_rows * query
-        self.part_rows = int(max(self.wanted, 64, left // (self._row_bytes(points) + 9)))
-
-    def _row_bytes(self, source: RowSource) -> int:
-        copies = COPIES * (1 if source.view(0, 1) is not None else 2)
-        return copies * source.shape[1] * self.dtype.itemsize
+        are_mapped = [source.view(0, 1) is not None for source in (asked, points)]
+        cut = cut_rows(points.shape[1], self.dtype.itemsize, self.wanted, memory, *are_mapped)
+        self.query_rows, self.part_rows = cut
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Queries, read between passes over the points: a source is read by one thread at a time."""

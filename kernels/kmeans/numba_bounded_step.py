@@ -121,13 +121,17 @@ def _largest(values: NDArray, group_of: NDArray, n_groups: int) -> NDArray:
     return largest
 
 
+def group_size(n_clusters: int, n_features: int) -> int:
+    """Most centers of a group."""
+    if n_features >= bounds.LONG_ROW:
+        return max(LONG_ROW_GROUP, -(-n_clusters // MOST_GROUPS))
+    return max(SMALLEST_GROUP, 6 * math.ceil(math.sqrt(n_clusters) / 6), -(-n_clusters // MOST_GROUPS))
+
+
 def _group(centers: Tensor) -> NDArray:
     """Groups of centers near each other, all of about sqrt(n_clusters) of them: int64 numbers without gaps."""
     k = centers.shape[0]
-    if centers.shape[1] >= bounds.LONG_ROW:
-        size = max(LONG_ROW_GROUP, -(-k // MOST_GROUPS))
-    else:
-        size = max(SMALLEST_GROUP, 6 * math.ceil(math.sqrt(k) / 6), -(-k // MOST_GROUPS))
+    size = group_size(*centers.shape)
     n_groups = -(-k // size)
     middles = centers[torch.linspace(0, k - 1, n_groups, dtype=torch.float64).long()]
     for _ in range(GROUPING_STEPS):
