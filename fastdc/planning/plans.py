@@ -92,8 +92,9 @@ def plan(
     is slower further on is not foreseen.
 
     Seconds of "spectral", "dbscan" and "knn" are extrapolations. The method runs on more and more of the rows, up to
-    half a second; what it takes for all follows from the last two times, as a linear part and one that grows with the
-    pairs. Rows drawn by chance lie farther apart than all rows do, so that they may have other clusters.
+    about a second; what it takes for all follows from the last three times, as a linear part and one that grows with
+    the pairs. Rows drawn by chance lie farther apart than all rows do. So spectral clustering may find a graph in
+    pieces, which need no eigenvectors, where that of all rows hangs together: it then takes twice the planned bytes.
 
     Examples
     --------

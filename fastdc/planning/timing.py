@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 from torch import Tensor
 
 from fastdc._input import as_tensor
@@ -20,7 +21,8 @@ REPEATS = 3
 TRIAL_BLOCKS = 5  # of a row source that are read while others are at work
 LONGEST_BLOCK = 0.3  # seconds of the kernel; in longer ones reading hides
 FIRST_ROWS = 2048  # of trials of work that grows faster than the rows do
-LONG_ENOUGH = 0.5  # seconds of the last of them
+LONG_ENOUGH = 1.0  # seconds of the last of them
+FITTED = 3  # of the last, through which what is beyond is extrapolated
 
 
 class Machine(NamedTuple):
@@ -88,20 +90,18 @@ def grown_seconds(
 def grown(measure: Callable[[int], float], n: int, powers: tuple[float, float] = (1.0, 2.0)) -> float:
     """Seconds at n rows of what grows as a sum of two powers of the rows, such as ``a n + b n^2``.
 
-    ``measure`` gives the seconds of more and more rows, twice as many each time, until these are half a second: what
-    is beyond is an extrapolation from the last two.
+    ``measure`` gives the seconds of more and more rows, twice as many each time, until these are a second: what is
+    beyond is an extrapolation from the last three.
     """
-    size = min(n, FIRST_ROWS)
-    before, seconds = 0.0, measure(size)
-    most = min(n, MOST)
-    while size < n and (before == 0.0 or (seconds < LONG_ENOUGH and 2 * size <= most)):
-        size = min(n, 2 * size)
-        before, seconds = seconds, measure(size)
-    if size == n:
-        return seconds
-    low, high = (2.0**-power for power in powers)
-    share = min(1.0, max(0.0, (low - before / seconds) / (low - high)))  # of the higher power, at ``size`` rows
-    return seconds * ((1 - share) * (n / size) ** powers[0] + share * (n / size) ** powers[1])
+    sizes, seconds = [min(n, FIRST_ROWS)], [measure(min(n, FIRST_ROWS))]
+    while sizes[-1] < min(n, MOST) and (len(sizes) < FITTED or seconds[-1] < LONG_ENOUGH):
+        sizes.append(min(n, 2 * sizes[-1]))
+        seconds.append(measure(sizes[-1]))
+    if sizes[-1] == n:
+        return seconds[-1]
+    terms = (np.array(sizes[-FITTED:]) / n)[:, None] ** powers
+    at_n, _ = nnls(terms / np.array(seconds[-FITTED:])[:, None], np.ones(len(terms)))  # least relative errors
+    return float(at_n.sum())
 
 
 def by_chance(rows: RowSource, size: int) -> Tensor:
