@@ -264,7 +264,7 @@ def repair_empty(
     Notes
     -----
     Plain torch on any device. It sorts the rows by distance, so call it only where ``counts`` has a zero.
-    Memory: the differences of 8,192 rows, and as many rows as there are clusters; nothing for each row.
+    Memory: the differences of 2,048 rows, and as many rows as there are clusters; nothing for each row.
 
     Examples
     --------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-ROWS = 8192  # rows whose differences are held at a time
+ROWS = 2048  # rows whose differences are held at a time
 LEAST_SHARE = 1e-9  # of a cluster's weight; what is left below it is the rounding of a subtraction
 
 
