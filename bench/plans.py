@@ -69,6 +69,7 @@ CASES = {
     "spectral_10k": Case("spectral", 10_000, 2, 2),
     "dbscan_20k": Case("dbscan", 20_000, 8, None, "", DENSITY),
     "knn_100k": Case("knn", 100_000, 64, None, "npy", {"algorithm": "exact"}),
+    "lists_100k": Case("knn", 100_000, 64, None, "npy", {"algorithm": "lists"}),
     "ivf_100k": Case("knn", 100_000, 64, None, "npy", {"algorithm": "ivf"}),
 }
 LARGE = {
@@ -79,6 +80,7 @@ LARGE = {
     "spectral_100k": Case("spectral", 100_000, 2, 2),
     "dbscan_200k": Case("dbscan", 200_000, 8, None, "", DENSITY),
     "knn_1m": Case("knn", 1_000_000, 64, None, "npy", {"algorithm": "exact"}),
+    "lists_1m": Case("knn", 1_000_000, 64, None, "npy", {"algorithm": "lists"}),
 }
 COMPILING = 100_000, 5_000  # rows of a run that compiles, where work grows with the rows, and where it grows faster
 

@@ -52,7 +52,7 @@ def plan(
     metric: Annotated[
         str | None, typer.Option(help="euclidean or cosine (dbscan, spectral, knn); inner_product (knn).")
     ] = None,
-    algorithm: Annotated[str | None, typer.Option(help="auto, exact, faiss or ivf (knn).")] = None,
+    algorithm: Annotated[str | None, typer.Option(help="auto, exact, lists, faiss or ivf (knn).")] = None,
     max_iter: Annotated[int, typer.Option(help="Iterations that the whole is reckoned for.")] = 100,
     memory: Annotated[
         str | None, typer.Option(help="Bytes that may be used; default: what is free, and 1G (knn).")

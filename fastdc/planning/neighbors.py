@@ -13,17 +13,22 @@ from torch import Tensor
 from fastdc._input import read_count
 from fastdc.data import RowSource
 from fastdc.data.stream import BUFFERS
+from fastdc.kernels.kmeans import nearest_center
 from fastdc.kernels.neighbors import choose_algorithm, knn
+from fastdc.kernels.neighbors.near_lists import TRAINING_ROWS, TRAINING_STEPS, WIDTH, NearLists, list_count
 from fastdc.kernels.neighbors.op import check_n_neighbors
 from fastdc.kernels.neighbors.points import METRICS, check_metric
 from fastdc.kernels.neighbors.rescore import CHUNK_BYTES
 from fastdc.kernels.neighbors.search import LINKS, PointIndex
-from fastdc.neighbors.to_disk import CHECKED, QUERY_ROWS, cut_rows
+from fastdc.neighbors.recall import CHECKED
+from fastdc.neighbors.to_disk import QUERY_ROWS, cut_rows
 from fastdc.planning import timing
 from fastdc.planning.memory import KERNEL_BYTES, Shape
 from fastdc.planning.work import Work, most_that_fits
 
 TRIED_QUERIES = 1024
+PAIR_BYTES = 200  # of two lists that have met
+LISTED_ROWS = 1 << 15  # that are put into lists for a trial
 LINK_BYTES = 4 * 2 * LINKS + 24  # of hnsw, a point: links of its lowest level, and where they and others are
 
 
@@ -65,7 +70,7 @@ class NeighborsWork(Work):
     def seconds(self, rows: RowSource) -> float:
         """An extrapolation: of the points each query is compared with, as many as there are points.
 
-        "ivf" also learns its lists, n^1.5 operations.
+        "lists" and "ivf" also learn their lists, n^1.5 operations.
         """
         shape = Shape.of(rows)
         algorithm, asked = self._chosen(shape), self._asked(shape)
@@ -76,6 +81,8 @@ class NeighborsWork(Work):
             )
         if algorithm == "exact":
             return self._exact_seconds(rows, asked)
+        if algorithm == "lists":
+            return self._lists_seconds(rows) + self._exact_seconds(rows, min(asked, 2 * CHECKED))
         build = timing.grown(lambda size: self._tried(rows, size, algorithm)[0], len(rows), (1.0, 1.5))
         search = timing.grown(lambda size: self._tried(rows, size, algorithm)[1], len(rows), (0.0, 1.0))
         return build + asked * search + self._exact_seconds(rows, min(asked, CHECKED))
@@ -104,6 +111,21 @@ class NeighborsWork(Work):
         reading = len(rows) * timing.reading_a_row(rows, min(len(rows), part_rows, timing.MOST))
         return max(asked / len(queries) * searching, passes * reading) + reading
 
+    def _lists_seconds(self, rows: RowSource) -> float:
+        """To place each row in a list, and to have lists of some rows meet that are as long as those of all will be."""
+        n, n_lists = len(rows), list_count(len(rows))
+        some = timing.middle_of(rows, min(n, LISTED_ROWS))
+        centers = timing.some_of(some, n_lists)
+        placing = timing.line_of(some[:TRIED_QUERIES], lambda x: nearest_center(x, centers)).a_row
+        shares = max(1, len(some) * n_lists // n)
+        NearLists(some[:TRIED_QUERIES], self.n_neighbors, self.metric).look_at(1)  # compiles
+        lists = NearLists(some, self.n_neighbors, self.metric, shares)
+        started = time.perf_counter()
+        lists.look_at(min(WIDTH, lists.widest))
+        lists.neighbors()
+        meeting = (time.perf_counter() - started) / len(some)
+        return n * (placing + meeting) + TRAINING_STEPS * TRAINING_ROWS * n_lists * placing
+
     def _tried(self, rows: RowSource, size: int, algorithm: str) -> tuple[float, float]:
         """Seconds to build an index of so many points, and of a query."""
         points = timing.middle_of(rows, size)
@@ -130,11 +152,22 @@ class NeighborsWork(Work):
 
     def _index_bytes(self, shape: Shape) -> int:
         """A copy of the points, links or lists; of a block of queries the differences from their candidates."""
+        if self._chosen(shape) == "lists":
+            return self._lists_bytes(shape)
         extra = {"hnsw": LINK_BYTES, "ivf": 8 + 8}.get(self._chosen(shape), 0)
         rows = shape.row_bytes * (2 if self.metric == "cosine" else 1)
         queries = min(QUERY_ROWS, self._asked(shape))
         differences = min(CHUNK_BYTES, queries * self._wanted(shape) * shape.d * 8)
         return shape.n * (rows + extra) + queries * self._wanted(shape) * 40 + 7 * differences // 2
+
+    def _lists_bytes(self, shape: Shape) -> int:
+        """The points in another order and their factors; orders and norms; keys, indices, and at the end both anew.
+
+        Beside these the rows that lists are learnt from, and the pairs of lists.
+        """
+        rows = shape.row_bytes * (3 if self.metric == "cosine" else 2)
+        of_a_list = 2 * TRAINING_ROWS * shape.row_bytes + WIDTH * PAIR_BYTES
+        return shape.n * (rows + 29 + self.n_neighbors * 33) + list_count(shape.n) * of_a_list
 
     def _cut(self, shape: Shape) -> tuple[int, int]:
         is_mapped = shape.is_mapped
@@ -150,4 +183,5 @@ class NeighborsWork(Work):
     def _chosen(self, shape: Shape) -> str:
         dtype = torch.float64 if shape.itemsize == 8 else torch.float32
         points, queries = (torch.empty(1, dtype=dtype).expand(n, shape.d) for n in (shape.n, self._asked(shape)))
-        return choose_algorithm(points, self.n_neighbors, queries, self.algorithm)
+        given = None if self.n_queries is None else queries
+        return choose_algorithm(points, self.n_neighbors, given, self.algorithm, self.metric)

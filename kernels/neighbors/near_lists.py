@@ -39,13 +39,15 @@ class NearLists:
     n_neighbors : int
     metric : {"euclidean", "cosine"}
         In which what is near to the same point is near to each other.
+    n_lists : int, optional
+        About; None is :func:`list_count`.
     """
 
     algorithm = "lists"
 
-    def __init__(self, x: Tensor, n_neighbors: int, metric: str) -> None:
+    def __init__(self, x: Tensor, n_neighbors: int, metric: str, n_lists: int | None = None) -> None:
         rows = metric_rows(x, metric, working_dtype(x))
-        self.order, self._lists = _lists_of(rows)
+        self.order, self._lists = _lists_of(rows, list_count(len(rows)) if n_lists is None else n_lists)
         self._places = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(len(rows)))
         self._job = Job(x[self.order], None, metric)
         self._best = open_best(self._job, n_neighbors)
@@ -82,10 +84,14 @@ class NearLists:
         return tuple(part[self._places] for part in parts)  # type: ignore[return-value]
 
 
-def _lists_of(rows: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+def list_count(n_samples: int) -> int:
+    """Centers of lists: few enough that finding the nearest of them is no more work than meeting lists."""
+    return max(1, min(n_samples // LIST_ROWS, int(MOST_LISTS * n_samples**0.5)))
+
+
+def _lists_of(rows: Tensor, wanted: int) -> tuple[Tensor, list[tuple[int, int]]]:
     """An order of all rows (n,), and where each list begins and ends in it. Rows that are not finite are in none."""
     n = len(rows)
-    wanted = max(1, min(n // LIST_ROWS, int(MOST_LISTS * n**0.5)))
     drawn = torch.randperm(n, generator=torch.Generator().manual_seed(0))[: wanted * TRAINING_ROWS]
     sample = rows[drawn.sort().values]
     sample = sample[sample.isfinite().all(dim=1)]
