@@ -15,7 +15,7 @@ import torch
 
 from bench._memory import peak_during, resident_bytes
 from bench.clusterers import blobs, moons
-from bench.scale import points
+from bench.scale import Points
 from fastdc import DBSCAN, GaussianMixture, KMeans, MiniBatchKMeans, SpectralClustering
 from fastdc.data import as_row_source
 from fastdc.neighbors import save_knn
@@ -31,7 +31,7 @@ def main() -> None:
     torch.set_num_threads(1)
     memory.LARGEST_KEPT, options = 0, {"random_state": 0, "device": "cpu"}
     folder = Path(tempfile.mkdtemp())
-    many = np.concatenate(list(points(300_000, 16, 32)))
+    many = np.concatenate(list(Points(300_000, 16, 32).pieces()))
     short = {"max_iter": 4, "tol": 0} | options
     means = many[:200].copy()
     square = np.random.default_rng(0).random((20_000, 2))
