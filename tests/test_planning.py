@@ -131,6 +131,11 @@ def test_exact_search_keeps_to_its_memory():
     assert make_work("knn", algorithm="hnsw").bytes(read) > 2 * 10**7 * 64 * 4
 
 
+def test_trials_have_rows_for_all_clusters(points, monkeypatch):
+    monkeypatch.setattr("fastdc.planning.timing.FIRST_ROWS", 64)
+    assert plan(points[:300], "spectral", 100, n_neighbors=3).seconds_per_iteration > 0
+
+
 @pytest.mark.parametrize("powers", [(1.0, 2.0), (0.0, 1.0), (1.0, 1.5)])
 def test_what_grows_as_two_powers_is_extrapolated_through_two_trials(powers):
     tried = []

@@ -60,7 +60,8 @@ class SpectralWork(ClusterWork):
         model = self._model()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return timing.grown_seconds(len(rows), lambda size: timing.by_chance(rows, size), model.fit)
+            first = max(timing.FIRST_ROWS, 2 * self.n_clusters)
+            return timing.grown_seconds(len(rows), lambda size: timing.by_chance(rows, size), model.fit, first=first)
 
     def look_at(self, rows: RowSource) -> SpectralWork:
         """With the components of the graph of some rows. All rows may hang together where some of them do not."""

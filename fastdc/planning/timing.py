@@ -76,25 +76,29 @@ def grown_seconds(
     draw: Callable[[int], Tensor],
     call: Callable[[Tensor], Any],
     powers: tuple[float, float] = (1.0, 2.0),
+    first: int = FIRST_ROWS,
 ) -> float:
-    """Of ``call`` on n rows; ``draw`` gives some of them. See :func:`grown`."""
+    """Of ``call`` on n rows; ``draw`` gives some of them, ``first`` at least. See :func:`grown`."""
 
     def measure(size: int) -> float:
         sample = draw(size)
         return least_seconds(lambda: call(sample))
 
-    call(draw(min(n, FEWEST)))  # compiles
-    return grown(measure, n, powers)
+    call(draw(min(n, first)))  # compiles
+    return grown(measure, n, powers, first)
 
 
-def grown(measure: Callable[[int], float], n: int, powers: tuple[float, float] = (1.0, 2.0)) -> float:
+def grown(
+    measure: Callable[[int], float], n: int, powers: tuple[float, float] = (1.0, 2.0), first: int = FIRST_ROWS
+) -> float:
     """Seconds at n rows of what grows as a sum of two powers of the rows, such as ``a n + b n^2``.
 
     ``measure`` gives the seconds of more and more rows, twice as many each time, until these are a second: what is
     beyond is an extrapolation from the last three.
     """
-    sizes, seconds = [min(n, FIRST_ROWS)], [measure(min(n, FIRST_ROWS))]
-    while sizes[-1] < min(n, MOST) and (len(sizes) < FITTED or seconds[-1] < LONG_ENOUGH):
+    sizes = [min(n, first)]
+    seconds = [measure(sizes[0])]
+    while sizes[-1] < min(n, MOST) and (len(sizes) < 2 or seconds[-1] < LONG_ENOUGH):
         sizes.append(min(n, 2 * sizes[-1]))
         seconds.append(measure(sizes[-1]))
     if sizes[-1] == n:
