@@ -45,6 +45,16 @@ def main() -> None:
             lambda x: KMeans(200, **short).fit(as_row_source(x)),
         ),
         "minibatch": (many, {"n_clusters": 32}, lambda x: MiniBatchKMeans(32, max_iter=1, **options).fit(x)),
+        "minibatch_source": (
+            many,
+            {"n_clusters": 200, "streamed": True},
+            lambda x: MiniBatchKMeans(200, max_iter=1, **options).fit(as_row_source(x)),
+        ),
+        "gmm_source": (
+            many,
+            {"n_clusters": 32, "streamed": True},
+            lambda x: GaussianMixture(32, **short).fit(as_row_source(x)),
+        ),
         "gmm": (many, {"n_clusters": 32}, lambda x: GaussianMixture(32, **short).fit(x)),
         "gmm_full": (
             many[:3000],

@@ -70,8 +70,10 @@ def test_sources_are_streamed_and_arrays_are_not(points):
     assert not plan(as_row_source(points), "kmeans", 10, streamed=False).streamed
     assert not plan(torch.from_numpy(points), "kmeans", 10).streamed
     assert plan(as_row_source(points), "knn", algorithm="exact").streamed
-    with pytest.raises(ValueError, match="method minibatch needs all rows in memory; leave streamed out"):
-        plan(points, "minibatch", 10, streamed=True)
+    for method in ("minibatch", "gmm"):
+        assert plan(as_row_source(points), method, 3).streamed
+    with pytest.raises(ValueError, match="method spectral needs all rows in memory; leave streamed out"):
+        plan(points, "spectral", 10, streamed=True)
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +165,11 @@ def test_what_cannot_fit_is_refused_with_what_would():
     with pytest.raises(
         MemoryError, match=r"minibatch of 100,000,000 rows .* needs 27\.\d GB, 3 GB may be used"
     ) as caught:
-        plan(rows, "minibatch", 100, memory=3 * 10**9)
-    assert "method kmeans, which reads rows a block at a time" in str(caught.value)
+        plan(rows, "minibatch", 100, memory=3 * 10**9, streamed=False)
+    assert "a row source (fastdc.data.as_row_source), which is read a block at a time" in str(caught.value)
     assert "a float32 .npy file" in str(caught.value)
+    assert check_fits(rows, "minibatch", 100, memory=3 * 10**9) < 10**9
+    assert check_fits(rows, "gmm", 100, memory=3 * 10**9) < 2 * 10**9
     with pytest.raises(MemoryError, match=r"gmm .* diagonal covariances"):
         plan(Read(10**4, 500), "gmm", 2000, covariance_type="full", memory=10**9)
     with pytest.raises(MemoryError, match=r"at most [\d,]+ clusters") as caught:

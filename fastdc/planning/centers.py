@@ -16,6 +16,7 @@ from fastdc.cluster.mini_batch import MiniBatchKMeans, _State
 from fastdc.cluster.streaming import MOST_ROWS, SAMPLED_PER_CLUSTER, block_of
 from fastdc.data import RowSource
 from fastdc.data.stream import BUFFERS
+from fastdc.data.windows import WINDOW_BLOCKS, WINDOW_BYTES
 from fastdc.kernels._parallel import distances_ns
 from fastdc.kernels.kmeans import center_update, kmeans_step
 from fastdc.kernels.kmeans.bounds import FEWEST_CENTERS, FEWEST_FEATURES, LEAST_WORK
@@ -28,16 +29,27 @@ COVARIANCES = ("diag", "spherical", "tied", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
-class KMeansWork(ClusterWork):
-    """``KMeans``: over an array with the bounds that it may come to keep, over a row source without."""
+class PassWork(ClusterWork):
+    """A method that makes passes over the rows, those of a source a block at a time."""
 
-    name: ClassVar[str] = "kmeans"
     iterates: ClassVar[bool] = True
 
     streamed: bool = True
 
     def can_stream(self, shape: Shape) -> bool:
         return True
+
+    def instead(self, shape: Shape, available: int) -> Iterator[str]:
+        if not self.streamed and replace(self, streamed=True).bytes(shape) <= available:
+            yield "a row source (fastdc.data.as_row_source), which is read a block at a time"
+        yield from super().instead(shape, available)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KMeansWork(PassWork):
+    """``KMeans``: over an array with the bounds that it may come to keep, over a row source without."""
+
+    name: ClassVar[str] = "kmeans"
 
     def added_bytes(self, shape: Shape) -> int:
         if self.streamed:
@@ -62,11 +74,6 @@ class KMeansWork(ClusterWork):
         block = block_of(d, rows.dtype, MOST_ROWS) if self.streamed else None
         return timing.pass_seconds(rows, sample, step, block)
 
-    def instead(self, shape: Shape, available: int) -> Iterator[str]:
-        if not self.streamed and replace(self, streamed=True).bytes(shape) <= available:
-            yield "a row source (fastdc.data.as_row_source), which is read a block at a time"
-        yield from super().instead(shape, available)
-
     def _bound_bytes(self, shape: Shape) -> int:
         """A row: its squared norm, and a bound for each group of centers and for the restless ones."""
         k, d = self.n_clusters, shape.d
@@ -76,25 +83,19 @@ class KMeansWork(ClusterWork):
 
     def _seeding_bytes(self, shape: Shape) -> int:
         """The sample that k-means++ chooses from, and a distance and some numbers for each of its rows."""
-        sampled = min(shape.n, max(self._block(shape), SAMPLED_PER_CLUSTER * self.n_clusters))
+        sampled = min(shape.n, max(block_of_shape(shape), SAMPLED_PER_CLUSTER * self.n_clusters))
         return sampled * (shape.row_bytes * (1 if shape.is_mapped else 2) + shape.itemsize + 24)
 
     def _passing_bytes(self, shape: Shape) -> int:
         """int32 labels of two passes, which are none, and what adds these up; blocks, and what a kernel has for one."""
-        block = self._block(shape)
-        buffers = 0 if shape.is_mapped else min(BUFFERS, -(-shape.n // block)) * block * shape.row_bytes
-        return 17 * shape.n + buffers + block * 33 + center_bytes(shape, self.n_clusters)
-
-    def _block(self, shape: Shape) -> int:
-        return min(shape.n, block_of(shape.d, np.dtype(f"f{shape.itemsize}"), MOST_ROWS))
+        return 17 * shape.n + streaming_bytes(shape) + center_bytes(shape, self.n_clusters)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiniBatchWork(ClusterWork):
+class MiniBatchWork(PassWork):
     """``MiniBatchKMeans``; an iteration is a pass over all rows in batches."""
 
     name: ClassVar[str] = "minibatch"
-    iterates: ClassVar[bool] = True
 
     batch_size: int = 1024
 
@@ -103,9 +104,14 @@ class MiniBatchWork(ClusterWork):
         read_count(self.batch_size, "batch_size")
 
     def added_bytes(self, shape: Shape) -> int:
-        """An order of all rows, two batches, and at the end the labels."""
-        batch = min(shape.n, self.batch_size) * (2 * shape.row_bytes + 24)
-        return 20 * shape.n + batch + center_bytes(shape, self.n_clusters) + KERNEL_BYTES
+        """An order of all rows, or three windows of those that are read; two batches; and at the end the labels."""
+        batches = min(shape.n, self.batch_size) * (2 * shape.row_bytes + 24)
+        centers = center_bytes(shape, self.n_clusters) + KERNEL_BYTES
+        if not self.streamed:
+            return 20 * shape.n + batches + centers
+        window = min(shape.n, max(WINDOW_BLOCKS, WINDOW_BYTES // shape.row_bytes))
+        ordering = 8 * shape.n if shape.is_mapped else window * (3 * shape.row_bytes + 32)
+        return max(ordering + batches, 4 * shape.n + streaming_bytes(shape, 19)) + centers
 
     def flops(self, shape: Shape) -> float:
         return 2.0 * shape.n * shape.d * self.n_clusters
@@ -126,19 +132,17 @@ class MiniBatchWork(ClusterWork):
 
         one = timing.least_seconds(lambda: learn(1))
         count = max(1, min(200, int(0.2 / max(one, 1e-6))))
-        return -(-n // size) * timing.least_seconds(lambda: learn(count)) / count
-
-    def instead(self, shape: Shape, available: int) -> Iterator[str]:
-        yield from streamed_kmeans(self.n_clusters, shape, available)
-        yield from super().instead(shape, available)
+        learning = -(-n // size) * timing.least_seconds(lambda: learn(count)) / count
+        if rows.view(0, 1) is not None:
+            return learning
+        return max(learning, n * timing.reading_a_row(rows, block_of_shape(Shape.of(rows))))  # a thread reads ahead
 
 
 @dataclass(frozen=True, kw_only=True)
-class MixtureWork(ClusterWork):
+class MixtureWork(PassWork):
     """``GaussianMixture``; an iteration is one of EM."""
 
     name: ClassVar[str] = "gmm"
-    iterates: ClassVar[bool] = True
 
     covariance_type: str = "diag"
 
@@ -152,8 +156,9 @@ class MixtureWork(ClusterWork):
         k, d = self.n_clusters, shape.d
         scatters = {"diag": k * d, "spherical": k, "tied": d * d, "full": k * d * d}[self.covariance_type]
         copies = 8 * (torch.get_num_threads() + 7)  # sums in float64 of each thread, and what an update makes of them
-        start = KMeansWork(n_clusters=k, streamed=False).added_bytes(shape)
-        return max(start, copies * (k * d + scatters) + KERNEL_BYTES)
+        start = KMeansWork(n_clusters=k, streamed=self.streamed).added_bytes(shape)
+        blocks = streaming_bytes(shape) if self.streamed else 0
+        return max(start, blocks + copies * (k * d + scatters) + KERNEL_BYTES)
 
     def flops(self, shape: Shape) -> float:
         each = 3 * shape.d**2 if self.covariance_type == "full" else 7 * shape.d
@@ -171,19 +176,25 @@ class MixtureWork(ClusterWork):
         }
         model = GaussianMixture(self.n_clusters, **arguments)
         start = model._start(sample, self.n_clusters, 0)
-        return timing.pass_seconds(rows, sample, lambda x: model._update(x, start))
+        block = block_of(d, rows.dtype, MOST_ROWS) if self.streamed else None
+        return timing.pass_seconds(rows, sample, lambda x: model._update(x, start), block)
 
     def instead(self, shape: Shape, available: int) -> Iterator[str]:
         if self.covariance_type == "full" and replace(self, covariance_type="diag").bytes(shape) <= available:
             yield "diagonal covariances"
-        yield from streamed_kmeans(self.n_clusters, shape, available)
         yield from super().instead(shape, available)
 
 
-def streamed_kmeans(n_clusters: int, shape: Shape, available: int) -> Iterator[str]:
-    """What methods that need all rows at hand can be replaced by."""
-    if KMeansWork(n_clusters=n_clusters).bytes(shape) <= available:
-        yield "method kmeans, which reads rows a block at a time"
+def block_of_shape(shape: Shape) -> int:
+    """Rows of a source that are worked on at a time."""
+    return min(shape.n, block_of(shape.d, np.dtype(f"f{shape.itemsize}"), MOST_ROWS))
+
+
+def streaming_bytes(shape: Shape, of_a_row: int = 33) -> int:
+    """Blocks that are read, and what a pass has for a row of one: less where labels before are not compared."""
+    block = block_of_shape(shape)
+    buffers = 0 if shape.is_mapped else min(BUFFERS, -(-shape.n // block)) * block * shape.row_bytes
+    return buffers + block * of_a_row
 
 
 def center_bytes(shape: Shape, n_clusters: int) -> int:
