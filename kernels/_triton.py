@@ -57,20 +57,27 @@ def product_precision(precision: str, n_features: int, dtype: torch.dtype) -> st
     return "ieee" if n_features <= BY_DIFFERENCES or dtype == torch.float64 else precision
 
 
-def launch(n_clusters: int, precision: str, itemsize: int, chip: Chip, *, light: bool = False) -> Launch:
+def launch(
+    n_clusters: int, n_features: int, precision: str, itemsize: int, chip: Chip, *, light: bool = False
+) -> Launch:
     """Tiles that stay in registers on every supported chip; ``python -m bench.gpu_static`` says what each one takes.
 
     ``precision`` is that of :func:`product_precision`, ``itemsize`` that of the working dtype; ``light`` is for kernels
-    that keep few numbers beside the product.
+    that keep few numbers beside the product. Rows whose length is no multiple of 16 are loaded in narrow pieces, whose
+    addresses take registers too.
 
     Up to sm_90 a warp multiplies 16 rows: of more warps than a sixteenth of the rows some repeat products of others.
-    On sm_90 these are not what takes the time, and half the registers serve kernels that are not light better.
     """
     if precision == "ieee":
         return Launch(64 if itemsize == 8 else 128, 16, 16, 8, 1)
     block_k = max(16, triton.next_power_of_2(n_clusters))
+    if chip.capability >= 100:
+        return Launch(64, min(64, block_k), 16, 8, 1)
     if chip.capability >= 90:
-        return Launch(128 if light and chip.capability < 100 else 64, min(64, block_k), 16, 8, 1)
+        in_wide_pieces = n_features % 16 == 0
+        if in_wide_pieces and not light:
+            return Launch(64, min(32, block_k), 16, 4, 1)
+        return Launch(128, min(64 if in_wide_pieces else 32, block_k), 16, 8, 1)
     widest = 32 if light or not chip.capability else 16  # before sm_90 both factors come out of registers
     return Launch(64, min(widest, block_k), 16, 4, 1)
 

@@ -14,6 +14,7 @@ import torch
 pytest.importorskip("triton")
 
 from fastdc.kernels._triton import PARTIAL_BYTES, Chip, launch, product_precision, row_splits
+from fastdc.kernels.student_t.triton_kernel import launch_beside
 
 CASES = str(Path(__file__).with_name("student_t_triton_cases.py"))
 PYTEST = ("-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", CASES)
@@ -34,7 +35,15 @@ def test_launch_choices():
     assert product_precision("tf32x3", 16, torch.float32) == "ieee"
     assert product_precision("tf32x3", 17, torch.float32) == "tf32x3"
     assert product_precision("tf32x3", 64, torch.float64) == "ieee"
-    assert launch(10, "tf32x3", 4, hopper).block_k == 16
+    assert launch(10, 64, "tf32x3", 4, hopper).block_k == 16
+    aligned, light, ragged = (
+        launch(100, d, "tf32x3", 4, hopper, light=light) for d, light in ((64, False), (64, True), (40, False))
+    )
+    assert (aligned[:4], light[:4], ragged[:4]) == ((64, 32, 16, 4), (128, 64, 16, 8), (128, 32, 16, 8))
+    assert launch_beside(ragged, "tf32x3").block_n == 64
+    assert launch_beside(aligned, "tf32x3") == aligned
+    by_differences = launch(100, 40, "ieee", 4, hopper)
+    assert launch_beside(by_differences, "ieee") == by_differences
     for n, columns, size in [(1, 1, 40), (10**6, 1, 400), (2 * 10**6, 313, 4 * 20_000 * 32), (10**8, 16, 10**9)]:
         n_splits, rows = row_splits(n, columns, size, 64, hopper)
         assert rows % 64 == 0

@@ -138,7 +138,7 @@ class _Job:
     def _launch(self, sides: _Pass, bytes_a_split: int) -> tuple[Launch, int, int]:
         n, m = sides.x.shape[0], sides.y.shape[0]
         chip = chip_of(self.anchors)
-        choice = launch(m, self.precision, self.dtype.itemsize, chip, light=n > 64)
+        choice = launch(m, sides.x.shape[1], self.precision, self.dtype.itemsize, chip, light=n > 64)
         return choice, *row_splits(m, triton.cdiv(n, choice.block_n), bytes_a_split, choice.block_k, chip)
 
     def _run(self, kernel: Any, sides: _Pass, choice: Launch, n_splits: int, arguments: list[Any]) -> None:

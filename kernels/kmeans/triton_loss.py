@@ -64,9 +64,9 @@ def _hard_loss(
     return loss, differences * scale if need_x else none, grad_centers
 
 
-def soft_launch(n_clusters: int, precision: str, itemsize: int, chip: Chip) -> Launch:
+def soft_launch(n_clusters: int, n_features: int, precision: str, itemsize: int, chip: Chip) -> Launch:
     """Half the tiles of other ops by differences: the exponentials beside them take registers."""
-    choice = launch(n_clusters, precision, itemsize, chip)
+    choice = launch(n_clusters, n_features, precision, itemsize, chip)
     return choice._replace(block_n=choice.block_n // 2) if precision == "ieee" else choice
 
 
@@ -78,7 +78,7 @@ class _Soft:
         self.x, self.n, self.d, self.k = x, x.shape[0], x.shape[1], centers.shape[0]
         self.precision = product_precision(precision, self.d, self.dtype)
         self.chip = chip_of(x)
-        self.launch = soft_launch(self.k, self.precision, self.dtype.itemsize, self.chip)
+        self.launch = soft_launch(self.k, self.d, self.precision, self.dtype.itemsize, self.chip)
         shifted = centers if self.precision == "ieee" else shifted_centers(centers)
         self.points = (x, *x.stride(), centers, *centers.stride(), shifted)
         self.row_programs = triton.cdiv(self.n, self.launch.block_n)

@@ -1,4 +1,4 @@
-"""Device functions of the GPU kernels. Rows are addressed in int64, N and K are runtime numbers."""
+"""Device functions of the GPU kernels. Rows and features are addressed in int64, N and K are runtime numbers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def _nearest_center_kernel(
         for first_d in range(0, D, BLOCK_D):
             offs_d = first_d + tl.arange(0, BLOCK_D)
             mask_d = offs_d < D
-            x = tl.load(rows_ptr + offs_d[None, :] * stride_xd, mask_n[:, None] & mask_d[None, :], 0.0)
+            x = tl.load(rows_ptr + offs_d[None, :].to(tl.int64) * stride_xd, mask_n[:, None] & mask_d[None, :], 0.0)
             x = x.to(dtype) - tl.load(shift_ptr + offs_d, mask_d, 0.0)[None, :]
             factor_ptr = factors_ptr + offs_k[None, :].to(tl.int64) * D + offs_d[:, None]
             factor = tl.load(factor_ptr, mask_k[None, :] & mask_d[:, None], 0.0)
@@ -69,7 +69,7 @@ def _nearest_center_kernel(
     for first_d in range(0, D, BLOCK_D):
         offs_d = first_d + tl.arange(0, BLOCK_D)
         mask = mask_n[:, None] & (offs_d < D)[None, :]
-        x = tl.load(rows_ptr + offs_d[None, :] * stride_xd, mask, 0.0).to(dtype)
+        x = tl.load(rows_ptr + offs_d[None, :].to(tl.int64) * stride_xd, mask, 0.0).to(dtype)
         center = tl.load(centers_ptr + nearest[:, None].to(tl.int64) * D + offs_d[None, :], mask, 0.0)
         shifted = x - tl.load(shift_ptr + offs_d, offs_d < D, 0.0)[None, :]
         sq_dist += tl.sum((x - center) * (x - center), 1)
@@ -111,7 +111,7 @@ def _decide_kernel(
             mask_k = offs_k < K
             sq_dist = tl.zeros([BLOCK_N, BLOCK_K], tl.float64)
             for d in range(0, D):
-                x = tl.load(rows_ptr + d * stride_xd, unsure, 0.0).to(tl.float64)
+                x = tl.load(rows_ptr + tl.cast(d, tl.int64) * stride_xd, unsure, 0.0).to(tl.float64)
                 center = tl.load(centers_ptr + offs_k.to(tl.int64) * D + d, mask_k, 0.0).to(tl.float64)
                 difference = x[:, None] - center[None, :]
                 sq_dist += difference * difference
@@ -143,7 +143,7 @@ def _piece_sums_kernel(
 ):
     """Float64 sums of rows order[starts[p]:starts[p + 1]], which belong to one cluster, into row p."""
     piece = tl.program_id(0).to(tl.int64)
-    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    offs_d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     start = tl.load(starts_ptr + piece)
     stop = tl.load(starts_ptr + piece + 1)
@@ -173,7 +173,7 @@ def _cluster_sums_kernel(
 ):
     """Sums of the pieces bounds[j] … bounds[j + 1] of cluster j, in their order."""
     cluster = tl.program_id(0).to(tl.int64)
-    offs_d = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
+    offs_d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask_d = offs_d < D
     start = tl.load(bounds_ptr + cluster)
     stop = tl.load(bounds_ptr + cluster + 1)
@@ -226,7 +226,7 @@ def _seeding_kernel(
         for first_d in range(0, D, BLOCK_D):
             offs_d = first_d + tl.arange(0, BLOCK_D)
             mask_d = offs_d < D
-            x_tile_ptr = x_ptr + offs_n[:, None] * stride_xn + offs_d[None, :] * stride_xd
+            x_tile_ptr = x_ptr + offs_n[:, None] * stride_xn + offs_d[None, :].to(tl.int64) * stride_xd
             x = tl.load(x_tile_ptr, mask_n[:, None] & mask_d[None, :], 0.0).to(dtype)
             difference = x - tl.load(centers_ptr + j * D + offs_d, mask_d, 0.0)[None, :]
             sq_dist += tl.sum(difference * difference, 1)

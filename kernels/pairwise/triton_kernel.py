@@ -75,7 +75,7 @@ class Job:
         precision = resolve_precision(None, "triton", x if self.dtype != torch.float64 else x.double())
         self.precision = product_precision(precision, self.d, self.dtype)
         n_others = min(WIDEST, self.n if centers is None else len(centers))
-        self.launch: Launch = launch(n_others, self.precision, self.dtype.itemsize, chip_of(x), light=light)
+        self.launch: Launch = launch(n_others, self.d, self.precision, self.dtype.itemsize, chip_of(x), light=light)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.x.device)

@@ -69,6 +69,7 @@ def _hardest_pairs_kernel(
     positive = tl.full([BLOCK_N], -1, tl.int64)
     negative = tl.full([BLOCK_N], -1, tl.int64)
     LARGEST: tl.constexpr = largest_number(ACC)  # stands for infinite distances, which leaves room beyond for NaN
+    columns = tl.arange(0, BLOCK_K)  # of a tile, in half the registers of a row's number
     for start in range(0, N, BLOCK_K):
         offs_k = start + tl.arange(0, BLOCK_K).to(tl.int64)
         mask_k = offs_k < N
@@ -82,14 +83,14 @@ def _hardest_pairs_kernel(
         wanted = same & (offs_n[:, None] != offs_k[None, :]) & mask_k[None, :]
         positives = tl.where(wanted, tl.where(is_nan, float("inf"), sq_dists), -1.0)
         tile_far = tl.max(positives, axis=1)
-        index = tl.min(tl.where(positives == tile_far[:, None], offs_k[None, :], N), axis=1)
-        positive = tl.where(tile_far > far, index, positive)
+        column = tl.min(tl.where(positives == tile_far[:, None], columns[None, :], BLOCK_K), axis=1)
+        positive = tl.where(tile_far > far, start + column, positive)
         far = tl.maximum(far, tile_far)
         wanted = (same == 0) & mask_k[None, :]
         negatives = tl.where(wanted, tl.where(is_nan, -1.0, sq_dists), float("inf"))
         tile_near = tl.min(negatives, axis=1)
-        index = tl.min(tl.where(negatives == tile_near[:, None], offs_k[None, :], N), axis=1)
-        negative = tl.where(tile_near < near, index, negative)
+        column = tl.min(tl.where(negatives == tile_near[:, None], columns[None, :], BLOCK_K), axis=1)
+        negative = tl.where(tile_near < near, start + column, negative)
         near = tl.minimum(near, tile_near)
     far = tl.where(far == float("inf"), float("nan"), tl.where(far == LARGEST, float("inf"), far))
     near = tl.where(near < 0.0, float("nan"), tl.where(near == LARGEST, float("inf"), near))

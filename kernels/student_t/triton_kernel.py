@@ -43,7 +43,7 @@ def student_t_assign_backward(
     x: Tensor, centers: Tensor, grad_q: Tensor, alpha: float, precision: str, need_x: bool, need_centers: bool
 ) -> tuple[Tensor, Tensor]:
     """Gradients of sum(grad_q * q), each in its input's dtype; of length 0 where not needed."""
-    job = _Job(x, centers, alpha, precision)
+    job = _Job(x, centers, alpha, precision, beside=True)
     expected = job.find_masses(tiles.EXPECTED, matrix=grad_q)
     target = _Target(job, tiles.COTANGENT, expected, matrix=grad_q)
     scale = job.full(-(alpha + 1.0) / alpha)
@@ -96,7 +96,7 @@ def dec_loss(
     """
     p, target_x, target_centers, frequency = target
     alpha, power, frequency_power, divisor = scalars
-    job = _Job(x, centers, alpha, precision)
+    job = _Job(x, centers, alpha, precision, beside=p is not None)
     if p is not None:
         job.find_masses()
         against = _Target(job, tiles.GIVEN, p.sum(dim=1, dtype=job.dtype), matrix=p)
@@ -121,11 +121,23 @@ def cluster_gain(mass: Tensor, frequency_power: float, dtype: torch.dtype) -> Te
     return gain.clamp(max=torch.finfo(dtype).max ** 0.5).to(dtype)
 
 
+def launch_beside(choice: Launch, precision: str) -> Launch:
+    """At most 64 rows where a matrix of rows and centers is read beside products: its addresses take registers."""
+    return choice if precision == "ieee" else choice._replace(block_n=min(64, choice.block_n))
+
+
 class _Job:
-    """One call's points, and what each row keeps between kernels."""
+    """One call's points, and what each row keeps between kernels; ``beside``: a matrix (n, k) is read by them."""
 
     def __init__(
-        self, x: Tensor, centers: Tensor | None, alpha: float, precision: str, dtype: torch.dtype | None = None
+        self,
+        x: Tensor,
+        centers: Tensor | None,
+        alpha: float,
+        precision: str,
+        dtype: torch.dtype | None = None,
+        *,
+        beside: bool = False,
     ) -> None:
         assert centers is not None
         self.dtype = working_dtype(x, centers) if dtype is None else dtype
@@ -135,7 +147,8 @@ class _Job:
         self.sizes = (self.n, self.k, self.d)
         self.precision = product_precision(precision, self.d, self.dtype)
         self.chip = chip_of(x)
-        self.launch: Launch = launch(self.k, self.precision, self.dtype.itemsize, self.chip)
+        choice = launch(self.k, self.d, self.precision, self.dtype.itemsize, self.chip)
+        self.launch = launch_beside(choice, self.precision) if beside else choice
         shifted = self.centers if self.precision == "ieee" else shifted_centers(self.centers)
         self.points = (self.x, *self.x.stride(), self.centers, *self.centers.stride(), shifted)
         self.row_programs = triton.cdiv(self.n, self.launch.block_n)

@@ -205,22 +205,10 @@ def _gradient_tile(
     ACC: tl.constexpr = mass_ptr.dtype.element_ty
     mask_n, mask_k = offs_n < N, offs_k < K
     mask = mask_n[:, None] & mask_k[None, :]
-    weight, slope, near, mass = _soft_tile(
-        x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd, shifted_ptr,
-        steepest_ptr, mass_ptr, offs_n, offs_k, N, K, D, ALPHA, PRECISION, BLOCK_D,
-    )  # fmt: skip
-    q = weight / mass[:, None]
-    scale = tl.load(scale_ptr)
     tsum = tl.load(tsum_ptr + offs_n, mask=mask_n, other=1.0)[:, None]
     if SOURCE == OWN or SOURCE == FROZEN:
         gain = tl.load(gain_ptr + offs_k, mask=mask_k, other=0.0)[None, :]
-    if SOURCE == OWN:
-        # one logarithm of a ratio near one, so that little cancels
-        ratio = raised(weight, POWER - 1.0) * gain * (mass[:, None] / tsum)
-        p = tl.where(weight == 0.0, 0.0, ratio * q)
-        loss = times_log(p, ratio)
-        difference = p - q
-    elif SOURCE == FROZEN:
+    if SOURCE == FROZEN:  # before q, whose tiles would have to be kept meanwhile
         t_dists, _ = sq_dist_tile(
             t_ptr, stride_tn, stride_td, tc_ptr, stride_tk, stride_tcd, tshifted_ptr,
             offs_n, offs_k, N, K, DT, ACC, T_PRECISION, BLOCK_D,
@@ -228,6 +216,19 @@ def _gradient_tile(
         t_steepest = tl.load(tsteepest_ptr + offs_n, mask=mask_n, other=1.0)
         t_weight = relative(slope_of(t_dists, mask_k, ALPHA, ACC), t_steepest[:, None], ALPHA)
         p = raised(t_weight, POWER) * gain / tsum
+    weight, slope, near, mass = _soft_tile(
+        x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd, shifted_ptr,
+        steepest_ptr, mass_ptr, offs_n, offs_k, N, K, D, ALPHA, PRECISION, BLOCK_D,
+    )  # fmt: skip
+    q = weight / mass[:, None]
+    scale = tl.load(scale_ptr)
+    if SOURCE == OWN:
+        # one logarithm of a ratio near one, so that little cancels
+        ratio = raised(weight, POWER - 1.0) * gain * (mass[:, None] / tsum)
+        p = tl.where(weight == 0.0, 0.0, ratio * q)
+        loss = times_log(p, ratio)
+        difference = p - q
+    elif SOURCE == FROZEN:
         loss = _p_log_ratio(p, q)
         difference = p - q
     else:
