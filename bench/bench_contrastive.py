@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from bench._gpu_peers import make_inf_cl, on_gpu
 from bench._harness import Bench, Cost, Inputs, Provider, Rows, make_compiled, make_plain
 
 TEMPERATURE = 0.5
@@ -210,7 +211,7 @@ BENCHES = [
         gradients=("queries", "keys"),
         truth=truth_of(info_nce_part, lambda inputs: len(inputs["queries"]), ("queries", "keys")),
         cost=bank_cost,
-        providers=_providers("info_nce", info_nce_plain),
+        providers=_providers("info_nce", info_nce_plain) | {"inf-cl": on_gpu(partial(make_inf_cl, TEMPERATURE))},
     ),
     Bench(
         op="sup_con",

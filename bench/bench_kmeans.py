@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench._gpu_peers import Run, make_flash_kmeans, make_flashlib_kmeans, on_gpu
 from bench._harness import Bench, Cost, Inputs, Provider, Rows
 
 SHAPES = [
@@ -199,6 +200,16 @@ def make_faiss_super_run() -> Callable[..., Any]:
     return run
 
 
+def make_peer_run(make_centers: Callable[[], Run]) -> Callable[..., Any]:
+    """A peer that returns centers."""
+    centers_of = make_centers()
+
+    def run(x: Tensor, centers: Tensor, iterations: int) -> Tensor:
+        return torch_step(x, centers_of(x, centers, iterations))[2]
+
+    return run
+
+
 # --- kmeans_plusplus
 
 
@@ -302,6 +313,8 @@ BENCHES = [
             "faiss_super": on_cpu(make_faiss_super_run, tolerance=0.05),
             "sklearn": on_cpu(make_sklearn_run),
             "sklearn_elkan": on_cpu(partial(make_sklearn_run, "elkan")),
+            "flash-kmeans": on_gpu(partial(make_peer_run, make_flash_kmeans)),
+            "flashlib": on_gpu(partial(make_peer_run, make_flashlib_kmeans)),
         },
     ),
     Bench(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench._gpu_peers import make_flashlib_knn, on_gpu
 from bench._harness import Bench, Cost, Inputs, Provider, Rows
 
 NEIGHBORS = 15
@@ -133,6 +134,7 @@ BENCHES = [
             "torch": Provider(lambda: torch_chunks, chunk_bytes),
             "faiss": on_cpu(make_faiss),
             "sklearn": on_cpu(make_sklearn),
+            "flashlib": on_gpu(partial(make_flashlib_knn, NEIGHBORS)),
         },
     )
 ]
