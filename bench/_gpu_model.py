@@ -9,7 +9,7 @@ from bench._gpu_code import Costs
 from fastdc.kernels._calls import Size
 
 SIZES = (Size(0, 2000, 128), Size(0, 100, 64), Size(0, 20, 40), Size(0, 10, 10))  # the rows are not looked at
-ITEMSIZE = {"fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2}
+ITEMSIZE = {"i64": 8, "fp64": 8, "fp32": 4, "fp16": 2, "bf16": 2}
 
 
 class Limits(NamedTuple):
@@ -129,6 +129,14 @@ def _both_views(size: Size) -> float:
     return 4.0 * size.n * size.n
 
 
+def _rows_alone(size: Size) -> float:
+    return 0.0
+
+
+def _products_of_features(size: Size) -> float:
+    return float(size.n) * size.k * size.d
+
+
 class Model(NamedTuple):
     """How the work of an operator grows; ``pairs`` is the number of entries of the matrix that is not held."""
 
@@ -148,36 +156,53 @@ class Model(NamedTuple):
         )
 
 
-MODELS = {  # a key of ``CALLS``, gradients included where there are any
+MODELS = {  # keys of ``CALLS``, among them each operator; gradients included where there are any
     "student_t_assign": Model(_rows_and_clusters, 4, 16, 3, 3, 2),
     "student_t_statistics": Model(_rows_and_clusters, 2, 8, 2, 2),
     "target_distribution": Model(_rows_and_clusters, 0, 4, 0, 0, 2),
     "dec_loss": Model(_rows_and_clusters, 4, 16, 2, 3),
     "nearest_center": Model(_rows_and_clusters, 1, 3, 0, 1),
     "kmeans_step": Model(_rows_and_clusters, 1, 3, 0, 2),
+    "kmeans_plusplus": Model(_rows_and_clusters, 9, 2, 0, 0, gathered=1),  # 8 candidates and the last center
     "kmeans_loss: soft": Model(_rows_and_clusters, 3, 8, 2, 2),
+    "contingency_table": Model(_rows_alone, 0, 0, 0, 2),
     "knn": Model(_pairs_of_rows, 1, 2, 0, 1),
     "radius_neighbors": Model(_pairs_of_rows, 1, 2, 0, 1),
+    "radius_counts": Model(_pairs_of_rows, 1, 2, 0, 1),
+    "density_clusters": Model(_pairs_of_rows, 1, 2, 0, 1),
     "sinkhorn_assign": Model(_rows_and_clusters, 0, 12, 4, 0, 5),
+    "swapped_prediction_loss": Model(_rows_and_clusters, 6, 40, 12, 6),
     "sinkhorn_assign_features": Model(_rows_and_clusters, 4, 12, 4, 4, 1),
+    "optimal_transport_labels": Model(_rows_and_clusters, 6, 20, 6, 6),
     "optimal_transport_loss": Model(_rows_and_clusters, 8, 24, 7, 7),
+    "entropy_statistics": Model(_rows_and_clusters, 0, 4, 1, 0, 1),
+    "marginal_entropy": Model(_rows_and_clusters, 0, 2, 0, 0, 2),
     "conditional_entropy": Model(_rows_and_clusters, 0, 6, 2, 0, 3),
     "rim_loss": Model(_rows_and_clusters, 0, 8, 2, 0, 3),
     "vat_kl": Model(_rows_and_clusters, 0, 10, 2, 0, 3),
     "silhouette_coefficients": Model(_pairs_of_rows, 1, 3, 1, 1),
     "hardest_pairs": Model(_pairs_of_rows, 1, 4, 0, 1),
     "center_distances": Model(_rows_and_clusters, 1, 3, 0, 1),
+    "cluster_dispersion": Model(_rows_alone, 0, 0, 0, 2),
+    "triplet_loss": Model(_pairs_of_rows, 1, 4, 0, 3),
+    "triplet_loss: all": Model(_pairs_of_rows, 3, 40, 1, 2),  # sorts each row of distances
     "pairwise_bce": Model(_pairs_of_rows, 2, 8, 2, 2),
     "soft_nearest_neighbor_loss": Model(_pairs_of_rows, 3, 6, 2, 2),
+    "gmm_responsibilities": Model(_rows_and_clusters, 2, 4, 1, 1, 1),
     "gmm_log_density": Model(_rows_and_clusters, 2, 4, 1, 1),
     "gmm_step": Model(_rows_and_clusters, 4, 6, 1, 2),
+    "gmm_step: tied": Model(_rows_and_clusters, 2, 6, 1, 4),
+    "gmm_step: full": Model(_products_of_features, 2, 0, 0, 2),
     "vade_loss": Model(_rows_and_clusters, 4, 12, 1, 6),
     "laplacian_loss": Model(_rows_and_clusters, 0, 0, 0, 2, gathered=1),  # k is the number of edges of a node
+    "heat_weights": Model(_rows_and_clusters, 0, 0, 1, 1, 1, gathered=1),
     "propagate": Model(_rows_and_clusters, 0, 0, 0, 2, gathered=1),
     "neighbor_consistency_loss": Model(_rows_and_clusters, 0, 8, 2, 0, 4),
     "nt_xent": Model(_both_views, 3, 6, 2, 4),
     "info_nce": Model(_pairs_of_rows, 4, 8, 2, 4),
     "sup_con": Model(_pairs_of_rows, 3, 6, 2, 2),
+    "prototype_contrast": Model(_rows_and_clusters, 3, 6, 2, 2),
+    "instance_discrimination": Model(_rows_and_clusters, 3, 6, 2, 2),
 }
 
 
@@ -206,27 +231,44 @@ CASES = [
     Case("knn", Size(1_000_000, 0, 128), precision="ieee"),
     Case("student_t_statistics", Size(100_000_000, 1000, 32)),
     Case("student_t_assign", Size(1_000_000, 1000, 64)),
+    Case("kmeans_plusplus", Size(1_000_000, 1000, 64), precision="ieee"),
+    Case("contingency_table", Size(100_000_000, 1000, 1), "i64"),
     Case("target_distribution", Size(1_000_000, 1000, 0)),
     Case("nearest_center", Size(1_000_000, 1000, 64)),
     Case("kmeans_loss: soft", Size(1_000_000, 1000, 64)),
     Case("radius_neighbors", Size(200_000, 0, 64)),
+    Case("radius_counts", Size(200_000, 0, 64)),
+    Case("density_clusters", Size(200_000, 0, 64)),
+    Case("swapped_prediction_loss", Size(4096, 3000, 128)),
+    Case("optimal_transport_labels", Size(65_536, 1000, 128)),
     Case("optimal_transport_loss", Size(65_536, 1000, 128)),
     Case("conditional_entropy", Size(1_000_000, 1000, 0)),
+    Case("entropy_statistics", Size(1_000_000, 1000, 0)),
+    Case("marginal_entropy", Size(1_000_000, 1000, 0)),
     Case("rim_loss", Size(1_000_000, 1000, 0)),
     Case("vat_kl", Size(1_000_000, 1000, 0)),
     Case("silhouette_coefficients", Size(200_000, 100, 64)),
     Case("hardest_pairs", Size(65_536, 100, 128)),
+    Case("triplet_loss", Size(65_536, 100, 128)),
+    Case("triplet_loss: all", Size(8192, 100, 128)),
+    Case("cluster_dispersion", Size(1_000_000, 1000, 64)),
     Case("center_distances", Size(1_000_000, 1000, 64)),
     Case("pairwise_bce", Size(65_536, 100, 100)),
     Case("soft_nearest_neighbor_loss", Size(65_536, 100, 128)),
     Case("gmm_log_density", Size(1_000_000, 100, 64)),
+    Case("gmm_responsibilities", Size(1_000_000, 100, 64)),
+    Case("gmm_step: tied", Size(1_000_000, 100, 64)),
+    Case("gmm_step: full", Size(1_000_000, 100, 64)),
     Case("gmm_step", Size(1_000_000, 100, 64)),
     Case("vade_loss", Size(65_536, 100, 64)),
     Case("laplacian_loss", Size(1_000_000, 15, 64)),
+    Case("heat_weights", Size(1_000_000, 15, 64)),
     Case("propagate", Size(1_000_000, 15, 64)),
     Case("neighbor_consistency_loss", Size(1_000_000, 1000, 0)),
     Case("info_nce", Size(32_768, 0, 256)),
     Case("sup_con", Size(32_768, 100, 256)),
+    Case("prototype_contrast", Size(32_768, 1000, 256)),
+    Case("instance_discrimination", Size(1024, 1_000_000, 128)),
 ]
 
 

@@ -10,6 +10,7 @@ from bench._gpu_code import KINDS
 from bench._gpu_configuration import Configuration
 from bench._gpu_model import H200, MODELS, SIZES, Case, roofline
 from bench._text import figure
+from fastdc.kernels._calls import WITHOUT_KERNELS
 from fastdc.kernels._precision import PRECISIONS
 from fastdc.kernels._testing import SHARED_BYTES
 
@@ -105,7 +106,7 @@ def _predictions(built: Mapping[Case, float | None]) -> str:
         least, model = roofline(case), MODELS[case.call]
         size = " ".join(f"{name}={value:,}" for name, value in zip("nkd", case.size) if value)
         passes = f" x {case.passes}" if case.passes > 1 else ""
-        of_built = "" if seconds is None else figure(1e3 * seconds)
+        of_built = "no kernel" if case.call in WITHOUT_KERNELS else "" if seconds is None else figure(1e3 * seconds)
         ratio = "" if seconds is None else figure(seconds / least.seconds)
         tflop = model.work(case.size, 4).products * case.passes / 1e12
         rows.append(
@@ -120,7 +121,8 @@ def _predictions(built: Mapping[Case, float | None]) -> str:
     about = (
         f"{H200.name}: {rates}. *bound* is the time of the slowest unit for the least work that the operator can do "
         "with; *as built* adds up what our kernels issue (instructions of their loops at one a clock on each of four "
-        "schedulers, or the matrix units where these take longer), gradients included. Predictions, not measurements."
+        "schedulers, or the matrix units where these take longer), gradients included; empty where no kernel goes over "
+        "tiles of pairs, *no kernel* where a GPU runs torch. Predictions, not measurements."
     )
     head = ("call", "size", "dtype", "precision", "TFLOP", "bound, ms", "bound by", "as built, ms", "ratio")
     return f"### Predicted times\n\n{about}\n\n" + _table(head, rows, left=4)

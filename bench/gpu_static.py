@@ -78,7 +78,7 @@ def predict(calls: Iterable[str], workers: int) -> dict[Case, float | None]:
 def _launches_of(case: Case) -> Iterator[Job]:
     """Without those that only see what rounding may have decided."""
     _, k, d = case.size
-    setting = Setting(Size(0, min(k or MANY, MANY), d or 1), case.dtype, case.precision)
+    setting = Setting(Size(0, min(k or MANY, MANY), d or 1), case.dtype.replace("i64", "fp32"), case.precision)
     for launch in launches(case.call, H200.chip, *setting):
         if launch.kernel != "_decide_kernel" and not dict(launch.constants).get("EXACT"):
             yield H200.chip, launch, case.call, setting

@@ -54,8 +54,8 @@ class Material:
         That the rounded numbers are handed out in: float64 gives the truth of a call in ``dtype``.
     strided : bool
         Neither dimension of a matrix is contiguous.
-    row_stride : int, optional
-        Numbers from one row of a matrix to the next; what lies between them is not initialised.
+    strides : (int, int), optional
+        Of rows and columns of a matrix; what lies between its numbers is not initialised.
     """
 
     def __init__(
@@ -66,10 +66,10 @@ class Material:
         seed: int = 0,
         computed_in: torch.dtype | None = None,
         strided: bool = False,
-        row_stride: int | None = None,
+        strides: tuple[int, int] | None = None,
     ) -> None:
         self.size, self.dtype, self.device = size, dtype, device
-        self.strided, self.row_stride = strided, row_stride
+        self.strided, self.strides = strided, strides
         self.seed, self.computed_in = seed, computed_in or dtype
         self.leaves: dict[str, Tensor] = {}
 
@@ -85,9 +85,9 @@ class Material:
                 wide = rounded.new_zeros(2 * rounded.shape[0], 2 * rounded.shape[1])
                 wide[::2, ::2] = rounded
                 rounded = wide[::2, ::2]
-            if self.row_stride and rounded.ndim == 2:
-                wide = rounded.new_empty(rounded.shape[0] * self.row_stride)
-                rounded = wide.as_strided(rounded.shape, (self.row_stride, 1)).copy_(rounded)
+            if self.strides and rounded.ndim == 2:
+                last = sum((length - 1) * stride for length, stride in zip(rounded.shape, self.strides))
+                rounded = rounded.new_empty(last + 1).as_strided(rounded.shape, self.strides).copy_(rounded)
             self.leaves[name] = rounded.requires_grad_()
         return self.leaves[name]
 
@@ -163,6 +163,12 @@ class Material:
         """Variances (k, d) and weights of components."""
         variances = self._numbers(self.size.k, self.size.d, shift=6).abs() + 0.5
         return self._leaf("variances", variances), self._leaf("shares", torch.full((self.size.k,), 1 / self.size.k))
+
+    @property
+    def covariances(self) -> Tensor:
+        """(k, d, d), the same correlations in all components."""
+        outer = torch.full((self.size.d, self.size.d), 0.1) + torch.eye(self.size.d)
+        return self._leaf("covariances", outer * (1 + torch.arange(self.size.k) / self.size.k)[:, None, None])
 
     @property
     def latent(self) -> tuple[Tensor, ...]:
@@ -257,11 +263,18 @@ CALLS: dict[str, Call] = {
     "pairwise_bce: labels": lambda m, **o: pairwise.pairwise_bce(m.p, m.few_labels, **o),
     "soft_nearest_neighbor_loss": lambda m, **o: pairwise.soft_nearest_neighbor_loss(m.x, m.few_labels, **o),
     "triplet_loss": lambda m, **o: pairwise.triplet_loss(m.x, m.few_labels, **o),
+    "triplet_loss: all": lambda m, **o: _all_triplets(m, **o),
     "gmm_responsibilities": lambda m, **o: gaussian_mixture.gmm_responsibilities(m.x, m.centers, *m.mixture, **o),
     "gmm_log_density": lambda m, **o: gaussian_mixture.gmm_log_density(m.x, m.centers, *m.mixture, **o),
     "gmm_step": lambda m, **o: gaussian_mixture.gmm_step(m.x, m.centers, *m.mixture, **o),
     "gmm_step: spherical": lambda m, **o: gaussian_mixture.gmm_step(
         m.x, m.centers, m.mixture[0][:, 0], m.mixture[1], "spherical", sample_weight=m.weights.detach(), **o
+    ),
+    "gmm_step: tied": lambda m, **o: gaussian_mixture.gmm_step(
+        m.x, m.centers, m.covariances[0], m.mixture[1], "tied", **o
+    ),
+    "gmm_step: full": lambda m, **o: gaussian_mixture.gmm_step(
+        m.x, m.centers, m.covariances, m.mixture[1], "full", **o
     ),
     "vade_loss: detached": lambda m, **o: gaussian_mixture.vade_loss(*m.latent, detach_responsibilities=True, **o),
     "vade_loss": lambda m, **o: gaussian_mixture.vade_loss(*m.latent, **o),
@@ -282,6 +295,10 @@ CALLS: dict[str, Call] = {
         m.unit_x, m.unit_centers, m.labels, **o
     ),
 }  # fmt: skip
+WITHOUT_KERNELS = {  # on GPUs plain torch: by chunks, the last one on matrices (n, n)
+    "sinkhorn_assign_features", "optimal_transport_labels", "optimal_transport_loss", "gmm_step: tied",
+    "gmm_step: full", "triplet_loss: all",
+}  # fmt: skip
 
 
 def _knn(m: Material, n_neighbors: int, queries: Tensor | None, metric: str, **options: Any) -> list[Tensor]:
@@ -293,6 +310,13 @@ def _knn(m: Material, n_neighbors: int, queries: Tensor | None, metric: str, **o
     x, asked = (metric_rows(t, metric, torch.float64) for t in (m.x, m.x if queries is None else queries))
     keys = keys_of(asked[:, None], x[found.indices], metric)
     return [found.distances, distances_of(keys, metric, found.distances.dtype)]
+
+
+def _all_triplets(m: Material, **options: Any) -> Tensor:
+    """Where the GPU's kernel is asked for, what a GPU runs instead: the reference."""
+    if options.get("backend") == "triton":
+        options["backend"] = "reference"
+    return pairwise.triplet_loss(m.x, m.few_labels, 0.5, "all", **options)
 
 
 def _hardest_pairs(m: Material, **options: Any) -> list[Tensor]:

@@ -5,7 +5,8 @@ Choices follow from numbers that describe a chip, never from its name.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import triton
@@ -30,6 +31,10 @@ class Chip(NamedTuple):
 
 
 INTERPRETER = Chip(n_processors=2, capability=90)
+
+
+Kind = Literal["light", "rows", "centers"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Launch(NamedTuple):
@@ -57,14 +62,18 @@ def product_precision(precision: str, n_features: int, dtype: torch.dtype) -> st
     return "ieee" if n_features <= BY_DIFFERENCES or dtype == torch.float64 else precision
 
 
-def launch(
-    n_clusters: int, n_features: int, precision: str, itemsize: int, chip: Chip, *, light: bool = False
-) -> Launch:
+def in_wide_pieces(*matrices: Tensor) -> bool:
+    """Whether the rows of all are loaded several numbers at a time: contiguous, and at multiples of 16 numbers."""
+    return all(x.stride(1) == 1 and x.stride(0) % 16 == 0 and x.shape[1] % 16 == 0 for x in matrices)
+
+
+def launch(n_clusters: int, is_wide: bool, precision: str, itemsize: int, chip: Chip, kind: Kind = "rows") -> Launch:
     """Tiles that stay in registers on every supported chip; ``python -m bench.gpu_static`` says what each one takes.
 
-    ``precision`` is that of :func:`product_precision`, ``itemsize`` that of the working dtype; ``light`` is for kernels
-    that keep few numbers beside the product. Rows whose length is no multiple of 16 are loaded in narrow pieces, whose
-    addresses take registers too.
+    ``precision`` is that of :func:`product_precision`, ``itemsize`` that of the working dtype. Kernels of ``kind``
+    "light" keep few numbers beside the product; those of "centers" make gradients of centers, by a product that has
+    as many rows as the tile has centers; all others are "rows". ``is_wide`` is :func:`in_wide_pieces` of the rows:
+    the addresses of narrow ones take registers too.
 
     Up to sm_90 a warp multiplies 16 rows: of more warps than a sixteenth of the rows some repeat products of others.
     """
@@ -74,11 +83,11 @@ def launch(
     if chip.capability >= 100:
         return Launch(64, min(64, block_k), 16, 8, 1)
     if chip.capability >= 90:
-        in_wide_pieces = n_features % 16 == 0
-        if in_wide_pieces and not light:
-            return Launch(64, min(32, block_k), 16, 4, 1)
-        return Launch(128, min(64 if in_wide_pieces else 32, block_k), 16, 8, 1)
-    widest = 32 if light or not chip.capability else 16  # before sm_90 both factors come out of registers
+        if kind == "centers":
+            return Launch(64, min(32, block_k), 32 if is_wide else 16, 4, 1)
+        widest = 64 if kind == "light" and is_wide else 32
+        return Launch(128, min(widest, block_k), 16, 8, 1)
+    widest = 32 if kind == "light" or not chip.capability else 16  # before sm_90 both factors come out of registers
     return Launch(64, min(widest, block_k), 16, 4, 1)
 
 
@@ -109,6 +118,11 @@ def row_splits(n: int, n_columns: int, bytes_a_split: int, block_n: int, chip: C
     n_splits = max(1, min(n_blocks, wanted, PARTIAL_BYTES // bytes_a_split))
     rows = -(-n_blocks // n_splits) * block_n
     return -(-n // rows), rows
+
+
+def filled(values: Sequence[float], like: Tensor, dtype: torch.dtype) -> Tensor:
+    """A vector of numbers on the device of ``like``, written there: a CUDA graph records no copy from the CPU."""
+    return torch.cat([torch.full((1,), value, dtype=dtype, device=like.device) for value in values])
 
 
 def shifted_centers(centers: Tensor) -> Tensor:

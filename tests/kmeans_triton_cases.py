@@ -125,6 +125,30 @@ def test_T20_strides_and_rows_between_centers():
         assert torch.equal(nearest_center(view, centers, backend="triton").labels, truth.argmin(1))
 
 
+def far_apart(x):
+    """A copy whose columns are so far apart that their places need 64 bits."""
+    columns = 2**31 // (x.shape[1] - 1) + 1
+    try:
+        room = x.new_empty(columns * (x.shape[1] - 1) + len(x))
+    except RuntimeError:
+        pytest.skip("no room for 2^31 numbers, of which few are touched")
+    return room.as_strided(x.shape, (1, columns)).copy_(x)
+
+
+def test_T20_columns_beyond_two_gigaelements():
+    x, centers = make_points(40, 5, 33, torch.float16)
+    far = far_apart(x)
+    assert far.stride(1) * (far.shape[1] - 1) > 2**31 - 1
+    near, found = (kmeans_step(rows, centers, backend="triton") for rows in (x, far))
+    assert torch.equal(found.labels, near.labels)
+    assert torch.equal(found.sums, near.sums)
+    centers[1] = centers[0]  # rows between them are decided anew
+    near, found = (nearest_center(rows, centers, backend="triton") for rows in (x, far))
+    assert torch.equal(found.sq_dists, near.sq_dists)
+    near, found = (kmeans_plusplus(rows, 5, random_state=0, backend="triton") for rows in (x, far))
+    assert torch.equal(found.indices, near.indices)
+
+
 REDUCED = [("tf32", 10)] if DEVICE == "cpu" else [("tf32", 10), ("bf16", 7)]  # bf16 is beyond the interpreter
 
 

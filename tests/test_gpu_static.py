@@ -13,7 +13,7 @@ import fastdc.kernels
 from bench import _gpu_code, _gpu_model, gpu_static
 from bench._gpu_model import CASES, H200, MODELS, Case, Model, Occupancy, Work, as_built, bound, occupancy, roofline
 from fastdc.kernels import OPS, _triton
-from fastdc.kernels._calls import CALLS, Size, op_of
+from fastdc.kernels._calls import CALLS, WITHOUT_KERNELS, Size, op_of
 from fastdc.kernels._launches import CHIPS, SAMPLES, launches, recorded
 from fastdc.kernels._testing import TARGETS, assert_fits
 
@@ -62,6 +62,10 @@ def test_every_kernel_is_launched_by_some_call():
     }
     launched = {f"{launch.module}.{launch.kernel}" for call in CALLS for launch in launches(call, "sm_90", LARGE)}
     assert written == launched
+
+
+def test_which_calls_have_no_kernel():
+    assert {call for call in CALLS if not launches(call, "sm_90", Size(0, 20, 40))} == WITHOUT_KERNELS
 
 
 def test_a_launch_is_described_as_triton_would_specialise_it():
@@ -142,7 +146,8 @@ def test_issue_by_hand():
     heavy = costs._replace(work=1000.0)
     assert as_built(case, [heavy]) == pytest.approx(2000.0 * pairs * 64 / 395e12)
     assert as_built(case, [None]) is None
-    assert {case.call for case in CASES} <= set(MODELS) <= set(CALLS)
+    assert {case.call for case in CASES} == set(MODELS) <= set(CALLS)
+    assert {op_of(call) for call in MODELS} == set(OPS)
     assert H200.chip in _gpu_model.LIMITS
 
 

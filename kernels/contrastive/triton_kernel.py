@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import ALL_REGISTERS, Launch, chip_of, launch, product_precision, row_splits
+from fastdc.kernels._triton import ALL_REGISTERS, Launch, chip_of, in_wide_pieces, launch, product_precision, row_splits
 from fastdc.kernels.contrastive import triton_tiles as tiles
 from fastdc.kernels.contrastive.sums import finish_sums
 
@@ -138,7 +138,14 @@ class _Job:
     def _launch(self, sides: _Pass, bytes_a_split: int) -> tuple[Launch, int, int]:
         n, m = sides.x.shape[0], sides.y.shape[0]
         chip = chip_of(self.anchors)
-        choice = launch(m, sides.x.shape[1], self.precision, self.dtype.itemsize, chip, light=n > 64)
+        choice = launch(
+            m,
+            in_wide_pieces(sides.x, sides.y),
+            self.precision,
+            self.dtype.itemsize,
+            chip,
+            "light" if n > 64 else "rows",
+        )
         return choice, *row_splits(m, triton.cdiv(n, choice.block_n), bytes_a_split, choice.block_k, chip)
 
     def _run(self, kernel: Any, sides: _Pass, choice: Launch, n_splits: int, arguments: list[Any]) -> None:

@@ -165,7 +165,7 @@ def _search(name: str, x: Tensor, radius: float, metric: str) -> Any:
     if name == "triton":
         from fastdc.kernels.density.pairs import PairSearch
 
-        return PairSearch(x, radius, metric)
+        return PairSearch(x, radius, metric, name)
     rows, limit = _as_euclidean(x, radius, metric)
     if name == "reference":
         from fastdc.kernels.density.reference import ReferenceSearch

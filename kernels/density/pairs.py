@@ -17,8 +17,8 @@ MOST_PAIRS = 1 << 26  # of a block
 class PairSearch:
     """Finite rows x (n, d) on any device."""
 
-    def __init__(self, x: Tensor, radius: float, metric: str) -> None:
-        self.x, self.radius, self.metric = x, radius, metric
+    def __init__(self, x: Tensor, radius: float, metric: str, backend: str | None = None) -> None:
+        self.x, self.radius, self.metric, self.backend = x, radius, metric, backend
 
     def counts(self, weights: Tensor | None) -> Tensor:
         """Rows within the radius of each, itself among them: int64; with weights (n,) their float64 sums."""
@@ -51,7 +51,7 @@ class PairSearch:
         block = max(1, MOST_PAIRS // n)
         for start in range(0, n, block):
             queries = self.x[start : start + block]
-            yield start, radius_neighbors(self.x, self.radius, queries, self.metric)
+            yield start, radius_neighbors(self.x, self.radius, queries, self.metric, backend=self.backend)
 
 
 def _least(values: Tensor, indptr: Tensor, most: int) -> Tensor:

@@ -84,7 +84,7 @@ class _Job:
         self.arguments = (
             x, *x.stride(), means, *means.stride(), precision, *precision.stride(), precisions.log_norm.to(self.dtype),
         )  # fmt: skip
-        self.launch: Launch = launch(self.k, self.d, "ieee", self.dtype.itemsize, chip_of(x))
+        self.launch: Launch = launch(self.k, True, "ieee", self.dtype.itemsize, chip_of(x))
         self.row_programs = triton.cdiv(self.n, self.launch.block_n)
         self.component_programs = triton.cdiv(self.k, self.launch.block_k)
         self.largest, self.total = (torch.empty(self.n, dtype=self.dtype, device=x.device) for _ in range(2))

@@ -25,7 +25,7 @@ def vade_loss(
     dtype = working_dtype(z, mu, log_var, means, log_vars, log_weights)
     z, mu, log_var, means, log_vars, log_weights = (t.detach() for t in (z, mu, log_var, means, log_vars, log_weights))
     (n, d), k = z.shape, means.shape[0]
-    choice = launch_of(k, d, dtype.itemsize, chip_of(z))
+    choice = launch_of(k, dtype.itemsize, chip_of(z))
     row_programs, component_programs = triton.cdiv(n, choice.block_n), triton.cdiv(k, choice.block_k)
     precision = log_vars.double().neg().exp()
     log_norm = log_weights.double() - log_vars.double().sum(dim=1) / 2
@@ -64,7 +64,7 @@ def vade_loss(
     return losses.sum().to(dtype), grad_z, grad_mu, grad_log_var, grad_means, grad_log_vars, grad_logits
 
 
-def launch_of(n_components: int, n_features: int, itemsize: int, chip: Chip) -> Launch:
+def launch_of(n_components: int, itemsize: int, chip: Chip) -> Launch:
     """Half the rows of other kernels: a tile holds two numbers a pair."""
-    choice = launch(n_components, n_features, "ieee", itemsize, chip)
+    choice = launch(n_components, True, "ieee", itemsize, chip)
     return choice._replace(block_n=choice.block_n // 2)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import ALL_REGISTERS, chip_of
+from fastdc.kernels._triton import ALL_REGISTERS, chip_of, in_wide_pieces
 from fastdc.kernels.kmeans import triton_tiles as tiles
 
 PIECE = 512  # sorted rows that one program sums
@@ -193,6 +193,7 @@ class Seeding:
         chosen = [*([] if winner is None else [winner]), *candidates]
         centers = self.x[torch.tensor(np.array(chosen), device=self.x.device)].to(self.dtype)
         n, d = self.x.shape
+        widest = 128 if in_wide_pieces(self.x) else 64  # bytes of a row; the addresses of narrow pieces take registers
         with torch.cuda.device_of(self.x):
             tiles._seeding_kernel[(n_blocks,)](
                 self.x,
@@ -209,6 +210,6 @@ class Seeding:
                 WINNERS=0 if winner is None else 1,
                 HAS_WEIGHT=self.weights is not None,
                 BLOCK_N=self.block,
-                BLOCK_D=min(128 // self.dtype.itemsize, triton.next_power_of_2(d)),
+                BLOCK_D=min(widest // self.dtype.itemsize, triton.next_power_of_2(d)),
                 num_warps=4,
             )

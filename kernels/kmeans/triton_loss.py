@@ -16,9 +16,13 @@ from torch import Tensor
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._triton import (
     ALL_REGISTERS,
+    KINDS,
     Chip,
+    Kind,
     Launch,
     chip_of,
+    filled,
+    in_wide_pieces,
     launch,
     product_precision,
     row_splits,
@@ -64,9 +68,9 @@ def _hard_loss(
     return loss, differences * scale if need_x else none, grad_centers
 
 
-def soft_launch(n_clusters: int, n_features: int, precision: str, itemsize: int, chip: Chip) -> Launch:
+def soft_launch(n_clusters: int, is_wide: bool, precision: str, itemsize: int, chip: Chip, kind: Kind) -> Launch:
     """Half the tiles of other ops by differences: the exponentials beside them take registers."""
-    choice = launch(n_clusters, n_features, precision, itemsize, chip)
+    choice = launch(n_clusters, is_wide, precision, itemsize, chip, kind)
     return choice._replace(block_n=choice.block_n // 2) if precision == "ieee" else choice
 
 
@@ -78,21 +82,23 @@ class _Soft:
         self.x, self.n, self.d, self.k = x, x.shape[0], x.shape[1], centers.shape[0]
         self.precision = product_precision(precision, self.d, self.dtype)
         self.chip = chip_of(x)
-        self.launch = soft_launch(self.k, self.d, self.precision, self.dtype.itemsize, self.chip)
+        self.launches: dict[Kind, Launch] = {
+            kind: soft_launch(self.k, in_wide_pieces(x), self.precision, self.dtype.itemsize, self.chip, kind)
+            for kind in KINDS
+        }
         shifted = centers if self.precision == "ieee" else shifted_centers(centers)
         self.points = (x, *x.stride(), centers, *centers.stride(), shifted)
-        self.row_programs = triton.cdiv(self.n, self.launch.block_n)
-        self.center_programs = triton.cdiv(self.k, self.launch.block_k)
         self.smallest, self.mass, self.excess = (self.empty(self.n) for _ in range(3))
-        self.scalars = self.empty(2).copy_(
-            torch.tensor([1.0 / temperature, 2.0 / self.n], dtype=self.dtype), non_blocking=True
-        )
+        self.scalars = filled([1.0 / temperature, 2.0 / self.n], x, self.dtype)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.x.device)
 
-    def run(self, kernel: Any, grid: tuple[int, ...], *arguments: Any) -> None:
-        choice = self.launch
+    def row_programs(self, kind: Kind) -> int:
+        return triton.cdiv(self.n, self.launches[kind].block_n)
+
+    def run(self, kernel: Any, kind: Kind, grid: tuple[int, ...], *arguments: Any) -> None:
+        choice = self.launches[kind]
         with torch.cuda.device_of(self.x):
             kernel[grid](
                 *self.points,
@@ -115,20 +121,21 @@ class _Soft:
 
     def find_loss(self) -> Tensor:
         """Fills smallest, mass and excess."""
-        self.run(tiles._kmeans_soft_mass_kernel, (self.row_programs,))
+        self.run(tiles._kmeans_soft_mass_kernel, "light", (self.row_programs("light"),))
         return ((self.smallest.double() + self.excess.double()).sum() / self.n).to(self.dtype)
 
     def grad_x(self, needed: bool) -> Tensor:
         grad_x = self.empty(self.n, self.d) if needed else self.empty(0)
         if needed:
-            self.run(tiles._kmeans_soft_rows_kernel, (self.row_programs,), grad_x)
+            self.run(tiles._kmeans_soft_rows_kernel, "rows", (self.row_programs("rows"),), grad_x)
         return grad_x
 
     def grad_centers(self, needed: bool) -> Tensor:
         if not needed:
             return self.empty(0)
-        bytes_a_split = self.dtype.itemsize * self.k * self.d
-        n_splits, rows = row_splits(self.n, self.center_programs, bytes_a_split, self.launch.block_n, self.chip)
+        choice, bytes_a_split = self.launches["centers"], self.dtype.itemsize * self.k * self.d
+        center_programs = triton.cdiv(self.k, choice.block_k)
+        n_splits, rows = row_splits(self.n, center_programs, bytes_a_split, choice.block_n, self.chip)
         partial = self.empty(n_splits, self.k, self.d)
-        self.run(tiles._kmeans_soft_centers_kernel, (n_splits, self.center_programs), partial, rows)
+        self.run(tiles._kmeans_soft_centers_kernel, "centers", (n_splits, center_programs), partial, rows)
         return partial.sum(dim=0, dtype=torch.float64).neg_().to(self.dtype)

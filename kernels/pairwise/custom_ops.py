@@ -52,7 +52,7 @@ def require_numbered(labels: Tensor, n_clusters: int) -> None:
         return  # the operators look themselves
     if n_clusters < 1:
         raise ValueError(f"n_clusters must be 1 or above, got {n_clusters}")
-    low, high = (int(v) for v in labels.aminmax())
+    low, high = torch.stack(labels.aminmax()).tolist()  # waits for a GPU once
     if low < 0 or high >= n_clusters:
         raise ValueError(
             f"labels must lie in 0 ... {n_clusters - 1} for {n_clusters} clusters, got {low} ... {high}; "

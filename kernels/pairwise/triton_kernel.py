@@ -13,7 +13,16 @@ import triton.language as tl
 from torch import Tensor
 
 from fastdc.kernels._precision import resolve_precision, working_dtype
-from fastdc.kernels._triton import ALL_REGISTERS, Launch, chip_of, launch, product_precision, shifted_centers
+from fastdc.kernels._triton import (
+    ALL_REGISTERS,
+    Kind,
+    Launch,
+    chip_of,
+    in_wide_pieces,
+    launch,
+    product_precision,
+    shifted_centers,
+)
 from fastdc.kernels.pairwise import triton_tiles as tiles
 from fastdc.kernels.pairwise.reference import ROWS, own_spread
 
@@ -24,9 +33,8 @@ def silhouette_coefficients(x: Tensor, labels: Tensor, n_clusters: int) -> Tenso
     """s (n,) in the working dtype."""
     ordered, order = labels.sort(stable=True)
     points = x[order]
-    counts = torch.bincount(labels, minlength=n_clusters)
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    job = Job(points, light=True)
+    offsets = torch.searchsorted(ordered, torch.arange(n_clusters + 1, device=x.device))
+    job = Job(points, kind="light")
     shifted = points if job.precision == "ieee" else _shifted_clusters(points, ordered, n_clusters)
     found = job.empty(job.n)
     job.run(tiles._silhouette_kernel, *job.rows, shifted, ordered, offsets, found, job.n, n_clusters, job.d)
@@ -35,18 +43,18 @@ def silhouette_coefficients(x: Tensor, labels: Tensor, n_clusters: int) -> Tenso
 
 def hardest_pairs(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """positive, negative (n,) int64, and their distances in the working dtype."""
-    job = Job(x, light=True)
+    job = Job(x, kind="light")
     shifted = x if job.precision == "ieee" else shifted_centers(x)
-    numbers = labels.unique(return_inverse=True)[1]
-    positive, negative = torch.empty_like(numbers), torch.empty_like(numbers)
+    labels = labels.contiguous()
+    positive, negative = torch.empty_like(labels), torch.empty_like(labels)
     far, near = job.empty(job.n), job.empty(job.n)
-    job.run(tiles._hardest_pairs_kernel, *job.rows, shifted, numbers, positive, negative, far, near, job.n, job.d)
+    job.run(tiles._hardest_pairs_kernel, *job.rows, shifted, labels, positive, negative, far, near, job.n, job.d)
     return positive, negative, far, near
 
 
 def center_distances(x: Tensor, centers: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Distances (n,) to the own center and the nearest other one, in the working dtype."""
-    job = Job(x, centers, light=True)
+    job = Job(x, centers, kind="light")
     shifted = centers if job.precision == "ieee" else shifted_centers(centers)
     own, other = job.empty(job.n), job.empty(job.n)
     points = (*job.rows, centers, *centers.stride(), shifted)
@@ -68,14 +76,14 @@ def cluster_dispersion(x: Tensor, labels: Tensor, n_clusters: int) -> tuple[Tens
 class Job:
     """One call's rows, and how kernels over them are launched."""
 
-    def __init__(self, x: Tensor, centers: Tensor | None = None, *, light: bool = False) -> None:
+    def __init__(self, x: Tensor, centers: Tensor | None = None, *, kind: Kind = "rows") -> None:
         self.dtype = working_dtype(x) if centers is None else working_dtype(x, centers)
         self.n, self.d = x.shape
         self.x, self.rows = x, (x, *x.stride())
         precision = resolve_precision(None, "triton", x if self.dtype != torch.float64 else x.double())
         self.precision = product_precision(precision, self.d, self.dtype)
         n_others = min(WIDEST, self.n if centers is None else len(centers))
-        self.launch: Launch = launch(n_others, self.d, self.precision, self.dtype.itemsize, chip_of(x), light=light)
+        self.launch: Launch = launch(n_others, in_wide_pieces(x), self.precision, self.dtype.itemsize, chip_of(x), kind)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.x.device)

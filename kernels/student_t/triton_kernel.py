@@ -16,8 +16,12 @@ from torch import Tensor
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._triton import (
     ALL_REGISTERS,
+    KINDS,
+    Chip,
+    Kind,
     Launch,
     chip_of,
+    in_wide_pieces,
     launch,
     product_precision,
     row_splits,
@@ -33,7 +37,8 @@ def student_t_assign(x: Tensor, centers: Tensor, alpha: float, precision: str) -
     q = job.empty(job.n, job.k)
     job.run(
         tiles._student_t_assign_kernel,
-        (job.row_programs, job.center_programs),
+        "light",
+        (job.row_programs("light"), job.center_programs("light")),
         *job.points, job.steepest, job.mass, q, *job.sizes, ALPHA=alpha, PRECISION=job.precision,
     )  # fmt: skip
     return q
@@ -121,9 +126,15 @@ def cluster_gain(mass: Tensor, frequency_power: float, dtype: torch.dtype) -> Te
     return gain.clamp(max=torch.finfo(dtype).max ** 0.5).to(dtype)
 
 
-def launch_beside(choice: Launch, precision: str) -> Launch:
-    """At most 64 rows where a matrix of rows and centers is read beside products: its addresses take registers."""
-    return choice if precision == "ieee" else choice._replace(block_n=min(64, choice.block_n))
+def launch_beside(n_clusters: int, is_wide: bool, precision: str, itemsize: int, chip: Chip, kind: Kind) -> Launch:
+    """``launch`` where a matrix (n, k) is read beside products, whose addresses take registers: no kernel is light.
+
+    With those of rows in narrow pieces there is room for 64 rows from sm_90 on, and without for 128.
+    """
+    choice = launch(n_clusters, is_wide, precision, itemsize, chip, "rows" if kind == "light" else kind)
+    if precision == "ieee" or chip.capability < 90 or kind == "centers":
+        return choice
+    return choice._replace(block_n=128 if is_wide else 64, block_k=min(32, choice.block_k))
 
 
 class _Job:
@@ -147,13 +158,19 @@ class _Job:
         self.sizes = (self.n, self.k, self.d)
         self.precision = product_precision(precision, self.d, self.dtype)
         self.chip = chip_of(x)
-        choice = launch(self.k, self.d, self.precision, self.dtype.itemsize, self.chip)
-        self.launch = launch_beside(choice, self.precision) if beside else choice
+        choose, is_wide = launch_beside if beside else launch, in_wide_pieces(x)
+        self.launches: dict[Kind, Launch] = {
+            kind: choose(self.k, is_wide, self.precision, self.dtype.itemsize, self.chip, kind) for kind in KINDS
+        }
         shifted = self.centers if self.precision == "ieee" else shifted_centers(self.centers)
         self.points = (self.x, *self.x.stride(), self.centers, *self.centers.stride(), shifted)
-        self.row_programs = triton.cdiv(self.n, self.launch.block_n)
-        self.center_programs = triton.cdiv(self.k, self.launch.block_k)
         self.steepest, self.mass = self.empty(self.n), self.empty(self.n)
+
+    def row_programs(self, kind: Kind) -> int:
+        return triton.cdiv(self.n, self.launches[kind].block_n)
+
+    def center_programs(self, kind: Kind) -> int:
+        return triton.cdiv(self.k, self.launches[kind].block_k)
 
     def empty(self, *shape: int) -> Tensor:
         return torch.empty(shape, dtype=self.dtype, device=self.x.device)
@@ -162,8 +179,8 @@ class _Job:
         """One number on the device, in all digits of the working dtype, without waiting."""
         return torch.full((1,), value, dtype=self.dtype, device=self.x.device)
 
-    def run(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
-        choice = self.launch
+    def run(self, kernel: Any, kind: Kind, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+        choice = self.launches[kind]
         with torch.cuda.device_of(self.x):
             kernel[grid](
                 *arguments,
@@ -190,15 +207,16 @@ class _Job:
         matrix = self.mass.expand(1, -1) if matrix is None else matrix
         self.run(
             tiles._student_t_mass_kernel,
-            (self.row_programs,),
+            "light",
+            (self.row_programs("light"),),
             *self.points, self.mass if gain is None else gain, matrix, *matrix.stride(),
             self.steepest, self.mass, extra, self.mass if labels is None else labels, *self.sizes,
             ALPHA=self.alpha, POWER=power, MODE=mode.value, PRECISION=self.precision,
         )  # fmt: skip
         return extra
 
-    def splits(self, bytes_a_split: int) -> tuple[int, int]:
-        return row_splits(self.n, self.center_programs, bytes_a_split, self.launch.block_n, self.chip)
+    def splits(self, kind: Kind, bytes_a_split: int) -> tuple[int, int]:
+        return row_splits(self.n, self.center_programs(kind), bytes_a_split, self.launches[kind].block_n, self.chip)
 
 
 class _Target:
@@ -222,11 +240,12 @@ class _Target:
 
 def _frequency(job: _Job) -> Tensor:
     """f (k,) float64: the sum of q over all rows; masses must have been found."""
-    n_splits, rows = job.splits(8 * job.k)
+    n_splits, rows = job.splits("light", 8 * job.k)
     partial = torch.empty((n_splits, job.k), dtype=torch.float64, device=job.x.device)
     job.run(
         tiles._student_t_frequency_kernel,
-        (n_splits, job.center_programs),
+        "light",
+        (n_splits, job.center_programs("light")),
         *job.points, job.steepest, job.mass, partial, rows, *job.sizes,
         ALPHA=job.alpha, PRECISION=job.precision,
     )  # fmt: skip
@@ -236,11 +255,12 @@ def _frequency(job: _Job) -> Tensor:
 def _rows(job: _Job, target: _Target, scale: Tensor, need_x: bool, need_loss: bool = True) -> tuple[Tensor, Tensor]:
     """Losses of blocks of rows, float64, and the gradient of x."""
     grad_x = job.empty(job.n, job.d) if need_x else job.empty(0)
-    losses = torch.empty(job.row_programs, dtype=torch.float64, device=job.x.device)
+    losses = torch.empty(job.row_programs("rows"), dtype=torch.float64, device=job.x.device)
     if need_x or need_loss:
         job.run(
             tiles._student_t_rows_kernel,
-            (job.row_programs,),
+            "rows",
+            (job.row_programs("rows"),),
             *job.points, job.steepest, job.mass, *target.arguments, scale, losses, grad_x,
             *job.sizes, target.n_features,
             ALPHA=job.alpha, NEED_X=need_x, PRECISION=job.precision, **target.constants,
@@ -252,11 +272,12 @@ def _centers(job: _Job, target: _Target, scale: Tensor, need_centers: bool) -> T
     """The gradient of the centers."""
     if not need_centers:
         return job.empty(0)
-    n_splits, rows = job.splits(job.dtype.itemsize * job.k * job.d)
+    n_splits, rows = job.splits("centers", job.dtype.itemsize * job.k * job.d)
     partial = job.empty(n_splits, job.k, job.d)
     job.run(
         tiles._student_t_centers_kernel,
-        (n_splits, job.center_programs),
+        "centers",
+        (n_splits, job.center_programs("centers")),
         *job.points, job.steepest, job.mass, *target.arguments, scale, partial, rows,
         *job.sizes, target.n_features,
         ALPHA=job.alpha, PRECISION=job.precision, **target.constants,
