@@ -29,6 +29,7 @@ CHIPS = {
     "gfx942": _triton.Chip(304, 0, 64 << 10),
 }
 SAMPLES = 300  # rows of a call; launchers choose by clusters and features, beyond some tiles not by rows
+MOST_PROGRAMS = (2**31 - 1, 65535, 65535)  # along the axes of a grid
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}
 
 
@@ -82,12 +83,19 @@ def recorded(chip: str) -> Iterator[list[Launch]]:
     """Calls on CPU tensors inside the block choose as on the chip; their launches are listed, results are zeros.
 
     Needs a process without TRITON_INTERPRET.
+
+    Raises
+    ------
+    ValueError
+        Inside the block, if a launch has more programs than a GPU takes.
     """
     from triton.runtime.jit import JITFunction
 
     found: list[Launch] = []
 
     def run(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> None:
+        if any(size > most for size, most in zip(grid, MOST_PROGRAMS)):
+            raise ValueError(f"{kernel.fn.__name__} wants {grid} programs, a GPU takes {MOST_PROGRAMS}")
         found.append(_launch(kernel, arguments, keywords))
 
     with ExitStack() as patches:

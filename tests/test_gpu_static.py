@@ -12,13 +12,18 @@ pytest.importorskip("triton")
 import fastdc.kernels
 from bench import _gpu_code, _gpu_model, gpu_static
 from bench._gpu_model import CASES, H200, MODELS, Case, Model, Occupancy, Work, as_built, bound, occupancy, roofline
-from fastdc.kernels import OPS, _triton
+from fastdc.kernels import OPS, _launches, _triton
 from fastdc.kernels._calls import CALLS, WITHOUT_KERNELS, Size, op_of
 from fastdc.kernels._launches import CHIPS, SAMPLES, launches, recorded
 from fastdc.kernels._testing import TARGETS, assert_fits
+from fastdc.kernels.sinkhorn import triton_tiles
 
 ROOMS = sorted(set(OPS.values()))
 LARGE = gpu_static.SIZES[0]
+OF_MANY_CLUSTERS = [
+    "student_t_assign", "student_t_statistics", "dec_loss", "kmeans_step", "kmeans_loss: soft", "center_distances",
+    "gmm_step", "prototype_contrast", "sinkhorn_assign", "vat_kl",
+]  # fmt: skip
 
 
 def fits(call, chip, setting):
@@ -66,6 +71,24 @@ def test_every_kernel_is_launched_by_some_call():
 
 def test_which_calls_have_no_kernel():
     assert {call for call in CALLS if not launches(call, "sm_90", Size(0, 20, 40))} == WITHOUT_KERNELS
+
+
+@pytest.mark.parametrize("size", [Size(0, 1, 1), Size(0, 1, 4096), Size(0, 300, 1)], ids=str)
+def test_the_smallest_and_widest_are_launched(size):
+    for call, chip in itertools.product(CALLS.keys() - WITHOUT_KERNELS, ("sm_90", "gfx942")):
+        assert launches(call, chip, size)
+
+
+@pytest.mark.parametrize("call", OF_MANY_CLUSTERS)
+def test_a_million_clusters_are_launched(call, monkeypatch):
+    """No grid is wider than a GPU takes."""
+    monkeypatch.setattr(_launches, "SAMPLES", 3)
+    assert launches(call, "sm_90", Size(0, 1_000_000, 2))
+
+
+def test_a_grid_that_is_too_wide_is_an_error():
+    with recorded("sm_90"), pytest.raises(ValueError, match=r"_sinkhorn_assign_kernel wants .* programs, a GPU takes"):
+        triton_tiles._sinkhorn_assign_kernel[(1, 65536)]()
 
 
 def test_a_launch_is_described_as_triton_would_specialise_it():
