@@ -26,10 +26,10 @@ def failure_text(one: Configuration) -> str:
     return f"wants {one.shared_bytes} bytes of shared memory of {SHARED_BYTES[one.chip]}, {one.num_warps} warps"
 
 
-def markdown(found: Sequence[Configuration], built: Mapping[Case, float | None]) -> str:
-    """All tables."""
+def markdown(found: Sequence[Configuration], built: Mapping[Case, float | None], quick: Sequence[str] = ()) -> str:
+    """All tables; ``quick`` are the chips of which one size was built."""
     chips = list(dict.fromkeys(one.chip for one in found))
-    parts = [_summary(found, chips), _kernels(found, chips), _precisions(found, chips)]
+    parts = [_summary(found, chips, quick), _kernels(found, chips), _precisions(found, chips)]
     return "\n\n".join(part for part in (*parts, _predictions(built)) if part)
 
 
@@ -39,7 +39,7 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[object]], left: int = 1)
     return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
 
 
-def _summary(found: Sequence[Configuration], chips: Sequence[str]) -> str:
+def _summary(found: Sequence[Configuration], chips: Sequence[str], quick: Sequence[str]) -> str:
     rows = []
     for chip in chips:
         own = [one for one in found if one.chip == chip]
@@ -57,7 +57,8 @@ def _summary(found: Sequence[Configuration], chips: Sequence[str]) -> str:
             )
         )
     head = ("chip", "configurations", "fail", "spill", "too much shared memory", "most registers", "fewest warps an SM")
-    return f"### Every configuration\n\nBuilt by Triton {triton.__version__}.\n\n" + _table(head, rows)
+    partly = f", {', '.join(quick)} with `--quick`" if quick else ""
+    return f"### Every configuration\n\nBuilt by Triton {triton.__version__}{partly}.\n\n" + _table(head, rows)
 
 
 def _kernels(found: Sequence[Configuration], chips: Sequence[str]) -> str:

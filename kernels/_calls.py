@@ -104,73 +104,73 @@ class Material:
     def _centers(self) -> Tensor:
         return 2 * self._numbers(self.size.k, self.size.d, shift=1)
 
-    @property
+    @cached_property
     def x(self) -> Tensor:
         """Rows around their centers."""
         noise = self._numbers(self.size.n, self.size.d)
         return self._leaf("x", self._centers[self.labels.cpu()] + 0.3 * noise)
 
-    @property
+    @cached_property
     def y(self) -> Tensor:
         """Each row once more, a little off."""
         noise = self._numbers(self.size.n, self.size.d, shift=2)
         return self._leaf("y", self._centers[self.labels.cpu()] + 0.3 * noise)
 
-    @property
+    @cached_property
     def centers(self) -> Tensor:
         return self._leaf("centers", self._centers)
 
-    @property
+    @cached_property
     def logits(self) -> Tensor:
         return self._leaf("logits", self._numbers(self.size.n, self.size.k, shift=3))
 
-    @property
+    @cached_property
     def other_logits(self) -> Tensor:
         near = self._numbers(self.size.n, self.size.k, shift=3) + 0.3 * self._numbers(*self.size[:2], shift=4)
         return self._leaf("other_logits", near)
 
-    @property
+    @cached_property
     def p(self) -> Tensor:
         return self._leaf("p", self._numbers(self.size.n, self.size.k, shift=3).softmax(1))
 
-    @property
+    @cached_property
     def other_p(self) -> Tensor:
         return self._leaf("other_p", self._numbers(self.size.n, self.size.k, shift=4).softmax(1))
 
-    @property
+    @cached_property
     def unit_x(self) -> Tensor:
         return self._leaf("unit_x", torch.nn.functional.normalize(self._numbers(self.size.n, self.size.d)))
 
-    @property
+    @cached_property
     def unit_y(self) -> Tensor:
         near = self._numbers(self.size.n, self.size.d) + 0.3 * self._numbers(self.size.n, self.size.d, shift=2)
         return self._leaf("unit_y", torch.nn.functional.normalize(near))
 
-    @property
+    @cached_property
     def unit_centers(self) -> Tensor:
         return self._leaf("unit_centers", torch.nn.functional.normalize(self._centers))
 
-    @property
+    @cached_property
     def scores(self) -> Tensor:
         return self._leaf("scores", self._numbers(self.size.n, self.size.k, shift=3).tanh())
 
-    @property
+    @cached_property
     def weights(self) -> Tensor:
         return self._leaf("weights", self._numbers(self.size.n, shift=5).abs() + 0.1)
 
-    @property
+    @cached_property
     def mixture(self) -> tuple[Tensor, Tensor]:
         """Variances (k, d) and weights of components."""
         variances = self._numbers(self.size.k, self.size.d, shift=6).abs() + 0.5
         return self._leaf("variances", variances), self._leaf("shares", torch.full((self.size.k,), 1 / self.size.k))
 
-    @property
+    @cached_property
     def covariances(self) -> Tensor:
         """(k, d, d), the same correlations in all components."""
         outer = torch.full((self.size.d, self.size.d), 0.1) + torch.eye(self.size.d)
         return self._leaf("covariances", outer * (1 + torch.arange(self.size.k) / self.size.k)[:, None, None])
 
-    @property
+    @cached_property
     def latent(self) -> tuple[Tensor, ...]:
         """The six inputs of VaDE's loss."""
         n, k, d = self.size
@@ -178,17 +178,17 @@ class Material:
         log_vars = self._leaf("log_vars", 0.1 * self._numbers(k, d, shift=8))
         return self.x, self.y, log_var, self.centers, log_vars, self._leaf("pi", self._numbers(k, shift=9))
 
-    @property
+    @cached_property
     def edges(self) -> Tensor:
         """Each node with the next two."""
         nodes = torch.arange(self.size.n, device=self.device)
         return torch.stack([nodes.repeat(2), torch.cat([nodes.roll(1), nodes.roll(2)])])
 
-    @property
+    @cached_property
     def edge_weights(self) -> Tensor:
         return self._leaf("edge_weights", self._numbers(2 * self.size.n, shift=10).abs())
 
-    @property
+    @cached_property
     def adjacency(self) -> Tensor:
         """Sparse CSR with the edges, and two entries a row."""
         n = self.size.n

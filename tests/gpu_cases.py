@@ -6,6 +6,26 @@ from fastdc.kernels._accuracy import assert_not_worse_than_torch, relative_error
 from fastdc.kernels._calls import Material, results
 
 WIDE = 1e-10  # of float64, whose truth has no more digits than what is tested
+WAITING = {  # operators that make the CPU wait for the GPU, and what for
+    "contingency_table": "labels out of range are an error",
+    "silhouette_coefficients": "labels out of range are an error",
+    "center_distances": "labels out of range are an error",
+    "cluster_dispersion": "labels out of range are an error",
+    "gmm_responsibilities": "covariances that are not positive are an error",
+    "gmm_log_density": "covariances that are not positive are an error",
+    "gmm_step": "covariances that are not positive are an error",
+    "propagate": "a matrix that is no CSR is an error; a prepared one is not looked at again",
+    "laplacian_loss": "edges between other nodes are an error; prepared ones are not looked at again",
+    "heat_weights": "edges between other nodes are an error; prepared ones are not looked at again",
+    "kmeans_plusplus": "draws are made on the CPU",
+    "knn": "queries in doubt are searched anew; the scale of the numbers",
+    "radius_neighbors": "the number of pairs",
+    "radius_counts": "the number of pairs",
+    "density_clusters": "the number of pairs",
+    "sinkhorn_assign_features": "torch by chunks: whether a column underflows",
+    "optimal_transport_labels": "torch by chunks: whether a column underflows, and whether to stop",
+    "optimal_transport_loss": "torch by chunks: whether a column underflows",
+}
 
 
 def check(name, size, dtype, device, backend, seeds=2):

@@ -16,6 +16,7 @@ pytest.importorskip("triton")
 import fastdc
 from fastdc.kernels._calls import CALLS, Material, Size, op_of, results
 from fastdc.kernels._launches import recorded
+from tests.gpu_cases import WAITING
 
 HOME = str(Path(fastdc.__file__).parent / "kernels")
 # what looks at numbers, copies them from the CPU's memory, or makes results whose size they decide
@@ -25,26 +26,6 @@ READS = {
 }  # fmt: skip
 INDEXED = {"index", "index_put", "index_put_"}
 ON_CPUS_ONLY = {"_scale_in_place", "check_places", "bucket_edges", "empty", "_sums_by_number"}  # their callers ask
-WAITING = {
-    "contingency_table": "labels out of range are an error",
-    "silhouette_coefficients": "labels out of range are an error",
-    "center_distances": "labels out of range are an error",
-    "cluster_dispersion": "labels out of range are an error",
-    "gmm_responsibilities": "covariances that are not positive are an error",
-    "gmm_log_density": "covariances that are not positive are an error",
-    "gmm_step": "covariances that are not positive are an error",
-    "propagate": "a matrix that is no CSR is an error; a prepared one is not looked at again",
-    "laplacian_loss": "edges between other nodes are an error; prepared ones are not looked at again",
-    "heat_weights": "edges between other nodes are an error; prepared ones are not looked at again",
-    "kmeans_plusplus": "draws are made on the CPU",
-    "knn": "queries in doubt are searched anew; the scale of the numbers",
-    "radius_neighbors": "the number of pairs",
-    "radius_counts": "the number of pairs",
-    "density_clusters": "the number of pairs",
-    "sinkhorn_assign_features": "torch by chunks: whether a column underflows",
-    "optimal_transport_labels": "torch by chunks: whether a column underflows, and whether to stop",
-    "optimal_transport_loss": "torch by chunks: whether a column underflows",
-}
 
 
 class Waits(TorchDispatchMode):
