@@ -43,6 +43,7 @@ def test_launch_choices():
     for chip in (hopper, hopper._replace(capability=100)):
         beside = [launch_beside(100, is_wide, "tf32x3", 4, chip, "light")[:4] for is_wide in (False, True)]
         assert beside == [(64, 32, 16, 8), (128, 32, 16, 8)]
+        assert launch_beside(100, True, "tf32x3", 4, chip, "centers")[:4] == (64, 32, 16, 4)
     assert launch_beside(100, False, "ieee", 4, hopper, "light") == launch(100, False, "ieee", 4, hopper)
     x = torch.zeros(4, 32)
     assert in_wide_pieces(x, x[:, :16], x[1:])

@@ -132,8 +132,10 @@ def launch_beside(n_clusters: int, is_wide: bool, precision: str, itemsize: int,
     With those of rows in narrow pieces there is room for 64 rows from sm_90 on, and without for 128.
     """
     choice = launch(n_clusters, is_wide, precision, itemsize, chip, "rows" if kind == "light" else kind)
-    if precision == "ieee" or chip.capability < 90 or kind == "centers":
+    if precision == "ieee" or chip.capability < 90 or (kind == "centers" and not is_wide):
         return choice
+    if kind == "centers":
+        return Launch(64, min(32, choice.block_k), 16, 4, 1)
     return choice._replace(block_n=128 if is_wide else 64, block_k=min(32, choice.block_k))
 
 
