@@ -14,7 +14,7 @@ neighbors
     point is nearer than the others by much.
 
 Sides are run in turn, on equally many threads, each after a run on few points that compiles. Rows go to
-``bench/results/large.jsonl``.
+``bench/results/large.jsonl``; ``--readme bench/README.md`` makes a table of the last ones, and runs nothing.
 """
 
 from __future__ import annotations
@@ -34,12 +34,15 @@ from sklearn.base import clone
 
 from bench._environment import ROOT, cpu_stamp
 from bench._memory import peak_anonymous
+from bench.report import replace_between_markers
 from bench.scale import Points, write_npy
 from fastdc import GaussianMixture, KMeans, MiniBatchKMeans
 from fastdc.data import open_rows
 from fastdc.neighbors import save_knn
 from fastdc.neighbors.recall import drawn
 
+BEGIN, END = "<!-- large:begin -->", "<!-- large:end -->"
+RESULTS = ROOT / "bench" / "results" / "large.jsonl"
 NEIGHBORS = 15
 LATENT = 16  # dimensions of the sheets that neighbours are sought on
 Result = dict[str, float]
@@ -164,6 +167,10 @@ PASSES = {"minibatch": 1, "many_clusters": 2, "mixture": 10, "neighbors": 1}
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and append a row for each case."""
     options = _parser().parse_args(arguments)
+    if options.readme:
+        rows = [json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()]
+        replace_between_markers(options.readme, markdown(rows), BEGIN, END)
+        return
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # of runs that are cut short
     for name in options.cases:
@@ -183,6 +190,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(name, shape, side, " ".join(f"{key}={value:.6g}" for key, value in result.items()), flush=True)
 
 
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """A line for each side of the last row of each case."""
+    latest = {row["case"]: row for row in rows}
+    lines = ["| case | shape | by | seconds | beside |", "| --- | --- | --- | ---: | --- |"]
+    for row in latest.values():
+        shape = " ".join(f"{name}={size:,}" for name, size in row["shape"].items())
+        for side, found in row["found"].items():
+            others = ", ".join(f"{key} {value:.6g}" for key, value in found.items() if key != "seconds")
+            lines.append(f"| {row['case']} | {shape} | {side} | {found['seconds']:.3g} | {others.replace('_', ' ')} |")
+    dates = sorted(row["date"][:10] for row in latest.values())
+    threads = sorted({row["threads"] for row in latest.values()})
+    span = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    lines += ["", f"{' or '.join(map(str, threads))} threads; of many_clusters an iteration. Measured {span}."]
+    return "\n".join(lines)
+
+
 def _seconds(call: Callable[[], Any]) -> float:
     begin = time.perf_counter()
     call()
@@ -199,7 +222,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--algorithms", nargs="+", default=["lists", "ivf"], help="of neighbors")
     add("--threads", type=int, default=2)
     add("--folder", type=Path, help="where files are written for the time; default: the system's")
-    add("--out", type=Path, default=ROOT / "bench" / "results" / "large.jsonl")
+    add("--out", type=Path, default=RESULTS)
+    add("--readme", type=Path, help=f"write a table into this file, between {BEGIN} and {END}")
     return parser
 
 
