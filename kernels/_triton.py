@@ -84,7 +84,7 @@ def launch(n_clusters: int, is_wide: bool, precision: str, itemsize: int, chip: 
         return Launch(64, min(64, block_k), 16, 8, 1)
     if chip.capability >= 90:
         if kind == "centers":
-            return Launch(64, min(32, block_k), 32 if is_wide else 16, 4, 1)
+            return Launch(64, min(32, block_k), 16, 4, 2 if is_wide else 1)
         widest = 64 if kind == "light" and is_wide else 32
         return Launch(128, min(widest, block_k), 16, 8, 1)
     widest = 32 if kind == "light" or not chip.capability else 16  # before sm_90 both factors come out of registers

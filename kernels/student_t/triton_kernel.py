@@ -113,8 +113,6 @@ def dec_loss(
         gain = cluster_gain(mass, frequency_power, job.dtype)
         target_mass = frozen.find_masses(tiles.GAIN, gain=gain, power=power)
         source = tiles.OWN if frozen is job else tiles.FROZEN
-        if frozen is job:
-            job.launches["centers"] = launch_own(job.launches["centers"], job.precision, job.chip)
         against = _Target(frozen, source, target_mass, gain=gain, power=power)
     scale = job.full((alpha + 1.0) / (alpha * divisor))
     losses, grad_x = _rows(job, against, scale, need_x)
@@ -139,12 +137,6 @@ def launch_beside(n_clusters: int, is_wide: bool, precision: str, itemsize: int,
     if kind == "centers":
         return Launch(64, min(32, choice.block_k), 16, 4, 1)
     return choice._replace(block_n=128 if is_wide else 64, block_k=min(32, choice.block_k))
-
-
-def launch_own(choice: Launch, precision: str, chip: Chip) -> Launch:
-    """Of the gradient of centers where p comes from q: its powers take registers, and loads in two stages fewer."""
-    is_hopper = precision != "ieee" and 90 <= chip.capability < 100
-    return choice._replace(block_d=16, num_stages=2) if is_hopper else choice
 
 
 class _Job:
