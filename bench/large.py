@@ -103,7 +103,8 @@ def mixture(path: Path, options: Any) -> dict[str, Result]:
     ours = GaussianMixture(options.k, device="cpu", **given)
     start = ours._start(torch.from_numpy(x), options.k, 0)
     weights, variances = (part.double().numpy() for part in (start.weights, start.covariances))
-    theirs = Peer(options.k, weights_init=weights / weights.sum(), precisions_init=1 / variances, **given)
+    given |= {"weights_init": weights / weights.sum(), "precisions_init": 1 / variances}
+    theirs = Peer(options.k, **given | {"means_init": start.means.numpy()})
     found: dict[str, Result] = {}
     for side, model in (("fastdc", ours), ("scikit-learn", theirs)):
         seconds = _seconds(lambda model=model: model.fit(x))  # type: ignore[misc]
@@ -119,7 +120,9 @@ def neighbors(path: Path, options: Any) -> dict[str, Result]:
     for algorithm in options.algorithms:
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             save_knn(x[:5000], Path(folder) / "few.npz", NEIGHBORS, algorithm=algorithm)  # compiles
-            saved = save_knn(path, Path(folder) / "graph.npz", NEIGHBORS, algorithm=algorithm)
+            saved = save_knn(
+                path, Path(folder) / "graph.npz", NEIGHBORS, algorithm=algorithm, min_recall=options.recall
+            )
         found[f"fastdc, {algorithm}"] = {"seconds": saved.seconds, "recall": saved.recall}
     given = {"n_neighbors": NEIGHBORS + 1, "n_jobs": torch.get_num_threads(), "random_state": 0}
     NNDescent(x[:5000], **given)  # compiles
@@ -181,7 +184,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             path = Path(folder) / "x.npy"
             write = write_sheets if name == "neighbors" else write_npy
             write(path, Points(shape["n"], shape["d"], shape["k"]))
-            asked = argparse.Namespace(k=shape["k"], passes=passes, algorithms=options.algorithms)
+            asked = argparse.Namespace(
+                k=shape["k"], passes=passes, algorithms=options.algorithms, recall=options.recall
+            )
             found = case.run(path, asked)
         row = {"kind": "large", "case": name, "shape": shape, "passes": passes, "found": found}
         with options.out.open("a", encoding="utf-8") as file:
@@ -220,6 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--k", type=int, help="clusters, in place of the case's own number")
     add("--passes", type=int, help="iterations, in place of the case's own number")
     add("--algorithms", nargs="+", default=["lists", "ivf"], help="of neighbors")
+    add("--recall", type=float, default=0.95, help="of neighbors")
     add("--threads", type=int, default=2)
     add("--folder", type=Path, help="where files are written for the time; default: the system's")
     add("--out", type=Path, default=RESULTS)

@@ -73,8 +73,8 @@ def save_knn(
         As in :func:`fastdc.neighbors.knn`; all but "exact" run on the CPU.
     min_recall : float or None
         Share of the true neighbours that "lists", "hnsw" and "ivf" shall find: queries look at more and more of the
-        points, until 1,000 of them find so many. None looks at as much as :func:`fastdc.neighbors.knn`, whatever the
-        recall.
+        points, until 1,000 of them find so many, and two standard errors more. None looks at as much as
+        :func:`fastdc.neighbors.knn` does, whatever the recall.
     memory : int
         Bytes that rows and results of "exact" may take; rows that are mapped from a file do not count. The others
         hold all points, an index of them, and "lists" 28 bytes a neighbour.
