@@ -12,6 +12,7 @@ from torch import Tensor
 from fastdc.kernels.neighbors.near_lists import NearLists
 from fastdc.kernels.neighbors.search import PointIndex
 
+MIN_RECALL = 0.95  # that is wanted where nothing else is said
 CHECKED = 1000  # queries whose neighbours are searched exactly too
 NARROWEST, WIDER = 4, 1.5  # what a query looks at first of all, and how much more it does next
 

@@ -25,7 +25,7 @@ from fastdc.kernels.neighbors.near_lists import WIDTH, NearLists
 from fastdc.kernels.neighbors.op import check_n_neighbors
 from fastdc.kernels.neighbors.points import METRICS, check_metric
 from fastdc.kernels.neighbors.search import PointIndex
-from fastdc.neighbors.recall import Found, Sample, drawn, widen
+from fastdc.neighbors.recall import MIN_RECALL, Found, Sample, drawn, widen
 
 QUERY_ROWS = 1 << 15
 COPIES = 3  # of rows that a search holds; as many more where they must be read into buffers
@@ -50,7 +50,7 @@ def save_knn(
     queries: Any = None,
     metric: str = "euclidean",
     algorithm: str = "auto",
-    min_recall: float | None = 0.95,
+    min_recall: float | None = MIN_RECALL,
     memory: int = 1 << 30,
     device: torch.device | str | None = None,
     check_finite: bool = True,
