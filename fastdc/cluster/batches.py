@@ -52,8 +52,10 @@ def batches(
     if held is not None:
         for epoch in range(1, n_epochs + 1):
             order = torch.from_numpy(random.permutation(len(x))).to(held.device)
-            for numbers in order.split(batch_size):
+            for begin in range(0, len(x), batch_size):
+                numbers = order[begin : begin + batch_size].clone()  # a view would keep the order when it is over
                 yield Batch(epoch, numbers, numbers, _taken(x, held, numbers))
+            del order  # before the next one
         return
     assert isinstance(x, StreamedRows), "a tensor is seen"
     is_shared = isinstance(x, ShardedRows)  # these were checked when they were surveyed
