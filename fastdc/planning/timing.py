@@ -16,7 +16,7 @@ from fastdc._input import as_tensor
 from fastdc.data import RowSource, iter_chunks
 
 TRIAL_NS = 2e8  # of a kernel on the larger of two samples, about
-FEWEST, MOST = 512, 1 << 18  # rows of it
+FEWEST, MOST = 4096, 1 << 18  # rows of it; a quarter of the fewest are as many blocks as there will be of all
 REPEATS = 3
 TRIAL_BLOCKS = 5  # of a row source that are read while others are at work
 LONGEST_BLOCK = 0.3  # seconds of the kernel; in longer ones reading hides
