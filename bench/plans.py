@@ -30,6 +30,7 @@ import torch
 from bench._environment import ROOT, cpu_stamp
 from bench._memory import peak_anonymous, resident_bytes
 from bench.clusterers import blobs, moons
+from bench.large import write_sheets
 from bench.scale import WRITERS, Points
 from fastdc import DBSCAN, GaussianMixture, KMeans, MiniBatchKMeans, SpectralClustering
 from fastdc.data import as_row_source, open_rows
@@ -126,6 +127,8 @@ def _write(case: Case, path: Path) -> None:
         np.save(path, moons(case.n)[0])
     elif case.method == "dbscan":
         np.save(path, blobs(case.n, case.d)[0])
+    elif case.options.get("algorithm") == "lists":
+        write_sheets(path, Points(case.n, case.d, 1000))
     else:
         WRITERS[case.file or "npy"](path, Points(case.n, case.d, case.k or 100))
 

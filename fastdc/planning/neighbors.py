@@ -20,7 +20,7 @@ from fastdc.kernels.neighbors.op import check_n_neighbors
 from fastdc.kernels.neighbors.points import METRICS, check_metric
 from fastdc.kernels.neighbors.rescore import CHUNK_BYTES
 from fastdc.kernels.neighbors.search import LINKS, PointIndex
-from fastdc.neighbors.recall import CHECKED, MIN_RECALL, Sample, drawn, widen
+from fastdc.neighbors.recall import CHECKED
 from fastdc.neighbors.to_disk import QUERY_ROWS, cut_rows
 from fastdc.planning import timing
 from fastdc.planning.memory import KERNEL_BYTES, Shape
@@ -114,7 +114,8 @@ class NeighborsWork(Work):
     def _lists_seconds(self, rows: RowSource) -> float:
         """To place each row in a list, and to have lists of some rows meet that are as long as those of all will be.
 
-        They meet as many others as some rows need for the recall that is wanted by default.
+        Each meets as many as ``knn`` has it meet. How many a wanted recall needs, some of the rows cannot tell: where
+        clusters hold many lists, it may be three times as many, and take twice as long.
         """
         n, n_lists = len(rows), list_count(len(rows))
         some = timing.middle_of(rows, min(n, LISTED_ROWS))
@@ -122,12 +123,9 @@ class NeighborsWork(Work):
         placing = timing.line_of(some[:TRIED_QUERIES], lambda x: nearest_center(x, centers)).a_row
         shares = max(1, len(some) * n_lists // n)
         NearLists(some[:TRIED_QUERIES], self.n_neighbors, self.metric).look_at(1)  # compiles
-        queries = drawn(len(some), 0)
-        true = knn(some, self.n_neighbors, None, self.metric, "exact").distances[torch.from_numpy(queries)]
         lists = NearLists(some, self.n_neighbors, self.metric, shares)
         started = time.perf_counter()
-        sample = Sample(queries, true, 1)
-        widen(lists, lambda: lists.distances(torch.from_numpy(queries)), sample, MIN_RECALL)
+        lists.look_at(min(WIDTH, lists.widest))
         lists.neighbors()
         meeting = (time.perf_counter() - started) / len(some)
         return n * (placing + meeting) + TRAINING_STEPS * TRAINING_ROWS * n_lists * placing

@@ -91,6 +91,7 @@ def plan(
     from what the code allocates, not measured. Of a row source at most five blocks are read by k-means: a disk that
     is slower further on is not foreseen.
 
+    Those of "knn" by lists are of 32 lists around each; data of many neighbours alike need more for the same recall.
     Seconds of "spectral", "dbscan" and "knn" are extrapolations. The method runs on more and more of the rows, up to
     about a second; what it takes for all follows from the last three times, as a linear part and one that grows with
     the pairs. Rows drawn by chance lie farther apart than all rows do. So spectral clustering may find a graph in
