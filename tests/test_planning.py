@@ -163,7 +163,7 @@ def test_rows_by_chance_are_rows_in_their_order():
 def test_what_cannot_fit_is_refused_with_what_would():
     rows = Read(10**8, 64)
     with pytest.raises(
-        MemoryError, match=r"minibatch of 100,000,000 rows .* needs 27\.\d GB, 3 GB may be used"
+        MemoryError, match=r"minibatch of 100,000,000 rows .* needs 26\.\d GB, 3 GB may be used"
     ) as caught:
         plan(rows, "minibatch", 100, memory=3 * 10**9, streamed=False)
     assert "a row source (fastdc.data.as_row_source), which is read a block at a time" in str(caught.value)

@@ -108,10 +108,10 @@ class MiniBatchWork(PassWork):
         batches = min(shape.n, self.batch_size) * (2 * shape.row_bytes + 24)
         centers = center_bytes(shape, self.n_clusters) + KERNEL_BYTES
         if not self.streamed:
-            return 20 * shape.n + batches + centers
+            return max(8 * shape.n + batches, 12 * shape.n) + centers
         window = min(shape.n, max(WINDOW_BLOCKS, WINDOW_BYTES // shape.row_bytes))
         ordering = 8 * shape.n if shape.is_mapped else window * (3 * shape.row_bytes + 32)
-        return max(ordering + batches, 4 * shape.n + streaming_bytes(shape, 19)) + centers
+        return max(ordering + batches, 4 * shape.n + streaming_bytes(shape, 9)) + centers
 
     def flops(self, shape: Shape) -> float:
         return 2.0 * shape.n * shape.d * self.n_clusters
