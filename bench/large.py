@@ -67,7 +67,7 @@ def mini_batch(path: Path, options: Any) -> dict[str, Result]:
     def run(model: Any, rows: Any) -> Result:
         clone(model).fit(few)  # compiles
         with peak_anonymous() as peak:
-            seconds = _seconds(lambda: model.fit(rows))
+            seconds = seconds_of(lambda: model.fit(rows))
         scored = KMeans(options.k, init=model.cluster_centers_, max_iter=1, tol=0, device="cpu").fit(source)
         return {"seconds": seconds, "inertia": scored.history_[0]["inertia"], "peak_anonymous_bytes": peak[0]}
 
@@ -86,7 +86,7 @@ def many_clusters(path: Path, options: Any) -> dict[str, Result]:
     model.fit(x)
     faiss.omp_set_num_threads(torch.get_num_threads())
     peer = faiss.Kmeans(x.shape[1], options.k, niter=options.passes, max_points_per_centroid=len(x))
-    seconds = _seconds(lambda: peer.train(x, init_centroids=start)) / options.passes
+    seconds = seconds_of(lambda: peer.train(x, init_centroids=start)) / options.passes
     inertias = [record["inertia"] for record in model.history_]
     return {
         "fastdc": {"seconds": float(np.median(np.diff(ends))), "inertia": inertias[options.passes - 1]},
@@ -107,7 +107,7 @@ def mixture(path: Path, options: Any) -> dict[str, Result]:
     theirs = Peer(options.k, **given | {"means_init": start.means.numpy()})
     found: dict[str, Result] = {}
     for side, model in (("fastdc", ours), ("scikit-learn", theirs)):
-        seconds = _seconds(lambda model=model: model.fit(x))  # type: ignore[misc]
+        seconds = seconds_of(lambda model=model: model.fit(x))  # type: ignore[misc]
         found[side] = {"seconds": seconds, "log_likelihood": float(np.mean(model.score_samples(x), dtype=np.float64))}
     return found
 
@@ -127,7 +127,7 @@ def neighbors(path: Path, options: Any) -> dict[str, Result]:
     given = {"n_neighbors": NEIGHBORS + 1, "n_jobs": torch.get_num_threads(), "random_state": 0}
     NNDescent(x[:5000], **given)  # compiles
     graphs: list[Any] = []
-    seconds = _seconds(lambda: graphs.append(NNDescent(x, **given).neighbor_graph))
+    seconds = seconds_of(lambda: graphs.append(NNDescent(x, **given).neighbor_graph))
     found["pynndescent"] = {"seconds": seconds, "recall": _recall(x, graphs[0][0])}
     return found
 
@@ -211,7 +211,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def seconds_of(call: Callable[[], Any]) -> float:
+    """Of one call."""
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin

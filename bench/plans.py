@@ -30,7 +30,7 @@ import torch
 from bench._environment import ROOT, cpu_stamp
 from bench._memory import peak_anonymous, resident_bytes
 from bench.clusterers import blobs, moons
-from bench.large import write_sheets
+from bench.large import seconds_of, write_sheets
 from bench.scale import WRITERS, Points
 from fastdc import DBSCAN, GaussianMixture, KMeans, MiniBatchKMeans, SpectralClustering
 from fastdc.data import as_row_source, open_rows
@@ -173,7 +173,7 @@ def _mini_batch(rows: Any, case: Case, path: Path, iterations: int) -> float:
     options = {"max_no_improvement": None, "random_state": 0, "device": "cpu", **case.options}
 
     def seconds(passes: int) -> float:
-        return _seconds(lambda: MiniBatchKMeans(case.k, max_iter=passes, **options).fit(rows))
+        return seconds_of(lambda: MiniBatchKMeans(case.k, max_iter=passes, **options).fit(rows))
 
     return seconds(2) - seconds(1)
 
@@ -183,17 +183,17 @@ def _mixture(rows: Any, case: Case, path: Path, iterations: int) -> float:
     means = GaussianMixture(case.k, max_iter=1, **options).fit(rows).means_  # from k-means, whose memory counts
 
     def seconds(passes: int) -> float:
-        return _seconds(lambda: GaussianMixture(case.k, max_iter=passes, means_init=means, **options).fit(rows))
+        return seconds_of(lambda: GaussianMixture(case.k, max_iter=passes, means_init=means, **options).fit(rows))
 
     return (seconds(iterations) - seconds(1)) / (iterations - 1)
 
 
 def _spectral(rows: Any, case: Case, path: Path, iterations: int) -> float:
-    return _seconds(lambda: SpectralClustering(case.k, random_state=0, device="cpu", **case.options).fit(rows))
+    return seconds_of(lambda: SpectralClustering(case.k, random_state=0, device="cpu", **case.options).fit(rows))
 
 
 def _dbscan(rows: Any, case: Case, path: Path, iterations: int) -> float:
-    return _seconds(lambda: DBSCAN(device="cpu", **case.options).fit(rows))
+    return seconds_of(lambda: DBSCAN(device="cpu", **case.options).fit(rows))
 
 
 def _neighbors(rows: Any, case: Case, path: Path, iterations: int) -> float:
@@ -208,12 +208,6 @@ RUNS: dict[str, Callable[[Any, Case, Path, int], float]] = {
     "dbscan": _dbscan,
     "knn": _neighbors,
 }
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -21,10 +21,10 @@ from fastdc._input import check_shape, choose_device, read_points, require_finit
 from fastdc.cluster.lloyd import Pass, lloyd
 from fastdc.data import Chunk, RowSource, TensorRows, iter_chunks
 from fastdc.kernels.kmeans import KMeansStep, kmeans_step, nearest_center, repair_empty
+from fastdc.kernels.kmeans.update import farthest_rows as farthest_of
 
 BLOCK_BYTES = 1 << 26
 MOST_ROWS = 1 << 18  # of a block; the fewer its features are, the more the kernel's own memory counts
-REPAIR_ROWS = 1 << 14  # rows whose differences are held at a time
 SAMPLED_PER_CLUSTER = 16
 
 
@@ -199,21 +199,15 @@ def farthest_rows(
     x: StreamedRows, centers: Tensor, labels: Tensor, counts: Tensor, sample_weight: Tensor | None, most: int
 ) -> tuple[Tensor, Tensor]:
     """Squared distances and numbers (m,) of the rows farthest from their centers, of those that may leave them."""
-    far, numbers = counts.new_empty(0), labels.new_empty(0, dtype=torch.int64)
+    far, numbers = counts.new_empty(0), torch.empty(0, dtype=torch.int64, device=x.device)
     with x.blocks() as blocks:
-        for start, block in blocks:
-            for offset in range(0, len(block), REPAIR_ROWS):
-                rows = block[offset : offset + REPAIR_ROWS]
-                first = start + offset
-                here = slice(first, first + len(rows))
-                own = labels[here].long().clamp(min=0)
-                weights = torch.ones_like(counts[:1]) if sample_weight is None else sample_weight[here].double()
-                movable = (labels[here] >= 0) & (weights > 0) & (counts[own] > weights)
-                sq_dists = (rows.double() - centers[own].double()).square().sum(dim=1)
-                far = torch.cat([far, torch.where(movable, sq_dists, 0.0)])
-                numbers = torch.cat([numbers, torch.arange(first, first + len(rows), device=x.device)])
-                order = far.sort(descending=True, stable=True).indices[:most]  # of equals the lowest row
-                far, numbers = far[order], numbers[order]
+        for start, rows in blocks:
+            here = slice(start, start + len(rows))
+            weights = None if sample_weight is None else sample_weight[here]
+            found, places = farthest_of(rows, centers, labels[here], counts, weights, most)
+            far, numbers = torch.cat([far, found]), torch.cat([numbers, places + start])
+            order = far.sort(descending=True, stable=True).indices[:most]  # of equals the lowest row
+            far, numbers = far[order], numbers[order]
     return far, numbers
 
 

@@ -226,11 +226,13 @@ class _Job:
         return search
 
     def _in_lists(self, min_recall: float | None, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
-        sample = None if min_recall is None else self.sample(seed)
-        lists = NearLists(as_tensor(np.asarray(self.points)), self.n_neighbors, self.metric)
-        if sample is None or min_recall is None:
+        points = as_tensor(np.asarray(self.points))
+        if min_recall is None:
+            lists = NearLists(points, self.n_neighbors, self.metric)
             lists.look_at(min(WIDTH, lists.widest))
         else:
+            sample = self.sample(seed)  # takes memory that is free again before there are lists
+            lists = NearLists(points, self.n_neighbors, self.metric)
             widen(lists, lambda: lists.distances(torch.from_numpy(sample.rows)), sample, min_recall)
         distances, indices = lists.neighbors()
         for start in range(0, len(indices), QUERY_ROWS):

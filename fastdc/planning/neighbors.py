@@ -186,6 +186,6 @@ class NeighborsWork(Work):
 
     def _chosen(self, shape: Shape) -> str:
         dtype = torch.float64 if shape.itemsize == 8 else torch.float32
-        points, queries = (torch.empty(1, dtype=dtype).expand(n, shape.d) for n in (shape.n, self._asked(shape)))
-        given = None if self.n_queries is None else queries
-        return choose_algorithm(points, self.n_neighbors, given, self.algorithm, self.metric)
+        points = torch.empty(1, dtype=dtype).expand(shape.n, shape.d)
+        queries = None if self.n_queries is None else points[:1].expand(self.n_queries, shape.d)
+        return choose_algorithm(points, self.n_neighbors, queries, self.algorithm, self.metric)

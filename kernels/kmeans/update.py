@@ -21,7 +21,7 @@ def repair_empty_torch(
 ) -> tuple[Tensor, Tensor]:
     """sums and counts in which each empty cluster holds one of the rows farthest from their centers."""
     n_moved = min(x.shape[0], centers.shape[0])
-    sq_dists, farthest = _farthest(x, centers, labels, counts, sample_weight, n_moved)
+    sq_dists, farthest = farthest_rows(x, centers, labels, counts, sample_weight, n_moved)
 
     empty = counts <= 0
     rank = empty.cumsum(0) - 1  # the i-th empty cluster takes the i-th farthest row
@@ -38,20 +38,32 @@ def repair_empty_torch(
     return torch.where(drained[:, None], 0.0, new_sums), torch.where(drained, 0.0, new_counts)
 
 
-def _farthest(
+def farthest_rows(
     x: Tensor, centers: Tensor, labels: Tensor, counts: Tensor, sample_weight: Tensor | None, most: int
 ) -> tuple[Tensor, Tensor]:
-    """Squared distances and numbers (most,) of the rows farthest from their centers; 0 for rows that must stay."""
-    far, numbers = counts.new_empty(0), labels.new_empty(0)
-    for first in range(0, x.shape[0], ROWS):
-        rows = x[first : first + ROWS]
-        here = slice(first, first + len(rows))
-        own = labels[here].clamp(min=0)
-        weights = torch.ones_like(counts[:1]) if sample_weight is None else sample_weight[here].to(counts.dtype)
-        movable = (labels[here] >= 0) & (weights > 0) & (counts[own] > weights)  # a cluster never gives its last row
-        sq_dists = (rows.to(counts.dtype) - centers[own].to(counts.dtype)).square().sum(dim=1)
-        far = torch.cat([far, torch.where(movable, sq_dists, 0.0)])
-        numbers = torch.cat([numbers, torch.arange(first, here.stop, device=x.device)])
-        order = far.sort(descending=True, stable=True).indices[:most]  # of equals the lowest row
+    """Squared distances and numbers (at most ``most``) of the rows farthest from their centers, farthest first.
+
+    Of equals the lowest row comes first. A row that must stay with its cluster has distance 0.
+    """
+    far, numbers = counts.new_empty(0), torch.empty(0, dtype=torch.int64, device=x.device)
+    together = max(ROWS, most)  # of which the farthest are kept: a sort of few rows beside many would repeat itself
+    for first in range(0, x.shape[0], together):
+        stop = min(first + together, x.shape[0])
+        parts = (slice(start, min(start + ROWS, stop)) for start in range(first, stop, ROWS))
+        found = (_free_distances(x, centers, labels, counts, sample_weight, here) for here in parts)
+        far = torch.cat([far, *found])
+        numbers = torch.cat([numbers, torch.arange(first, stop, device=x.device)])
+        order = far.sort(descending=True, stable=True).indices[:most]
         far, numbers = far[order], numbers[order]
     return far, numbers
+
+
+def _free_distances(
+    x: Tensor, centers: Tensor, labels: Tensor, counts: Tensor, sample_weight: Tensor | None, here: slice
+) -> Tensor:
+    """Squared distances of some rows to their centers, 0 for those that must stay: a cluster keeps its last row."""
+    own = labels[here].long().clamp(min=0)
+    weights = torch.ones_like(counts[:1]) if sample_weight is None else sample_weight[here].to(counts.dtype)
+    movable = (labels[here] >= 0) & (weights > 0) & (counts[own] > weights)
+    sq_dists = (x[here].to(counts.dtype) - centers[own].to(counts.dtype)).square().sum(dim=1)
+    return torch.where(movable, sq_dists, 0.0)

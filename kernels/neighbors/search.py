@@ -77,7 +77,9 @@ class PointIndex:
     @property
     def widest(self) -> int:
         """The most that a query can look at: lists of "ivf", the beam of "hnsw"; 0 of "faiss", which looks at all."""
-        return 0 if self.algorithm == "faiss" else self.index.nlist if self.algorithm == "ivf" else WIDEST_BEAM
+        if self.algorithm == "ivf":
+            return self.index.nlist
+        return WIDEST_BEAM if self.algorithm == "hnsw" else 0
 
     def look_at(self, width: int) -> None:
         """How much of the index each query looks at from now on, up to ``widest``: the more, the higher the recall."""
