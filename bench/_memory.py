@@ -110,7 +110,7 @@ def peak_anonymous() -> Iterator[list[int]]:
     peak, done = [0], threading.Event()
 
     def watch() -> None:
-        while not done.wait(2e-3):
+        while not done.wait(5e-4):
             peak[0] = max(peak[0], _kilobytes(_STATUS, "RssAnon") - before)
 
     watcher = threading.Thread(target=watch)

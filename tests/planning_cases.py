@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench._memory import peak_during, resident_bytes
+from bench._memory import peak_anonymous, peak_during, resident_bytes
 from bench.clusterers import blobs, moons
 from bench.scale import Points
 from fastdc import DBSCAN, GaussianMixture, KMeans, MiniBatchKMeans, SpectralClustering
 from fastdc.data import as_row_source
+from fastdc.kernels import _copies
 from fastdc.neighbors import save_knn
 from fastdc.planning import memory
 from fastdc.planning.memory import Shape
@@ -30,6 +31,7 @@ def main() -> None:
     warnings.simplefilter("ignore")  # runs are cut short
     torch.set_num_threads(1)
     memory.LARGEST_KEPT, options = 0, {"random_state": 0, "device": "cpu"}
+    _copies.LEAST_BYTES = 1 << 20
     folder = Path(tempfile.mkdtemp())
     many = np.concatenate(list(Points(300_000, 16, 32).pieces()))
     short = {"max_iter": 4, "tol": 0} | options
@@ -73,6 +75,21 @@ def main() -> None:
             lambda x: SpectralClustering(20, n_init=1, **options).fit(x),
         ),
         "dbscan": (blobs(100_000)[0], near, lambda x: DBSCAN(**near).fit(x)),
+        "dbscan_cosine": (
+            blobs(100_000)[0],
+            {"eps": 0.01, "min_samples": 5, "metric": "cosine"},
+            lambda x: DBSCAN(0.01, metric="cosine").fit(x),
+        ),
+        "dbscan_in_files": (
+            many[:100_000],
+            near | {"streamed": True},
+            lambda x: DBSCAN(**near).fit(as_row_source(x)),
+        ),
+        "spectral_in_files": (
+            many[:20_000],
+            {"n_clusters": 2, "n_components": 2, "streamed": True},
+            lambda x: SpectralClustering(2, **options).fit(as_row_source(x)),
+        ),
         "knn": (
             many[:20_000],
             {"n_neighbors": 15},
@@ -88,12 +105,13 @@ def main() -> None:
         work = make_work(name.split("_")[0], **{"streamed": False} | arguments)
         run(x)  # compiles
         base = resident_bytes("cpu")
-        peak = peak_during(lambda call=run, rows=x: call(rows), "cpu")[0]
-        planned = work.bytes(Shape.of(as_row_source(x)))
-        print(
-            json.dumps({"case": name, "planned": planned - memory.KERNEL_BYTES, "counted": peak - base, "n": len(x)}),
-            flush=True,
-        )
+        if name.endswith("in_files"):
+            with peak_anonymous() as counted:
+                run(x)
+        else:
+            counted = [peak_during(lambda call=run, rows=x: call(rows), "cpu")[0] - base]
+        planned = work.bytes(Shape.of(as_row_source(x))) - memory.KERNEL_BYTES
+        print(json.dumps({"case": name, "planned": planned, "counted": counted[0], "n": len(x)}), flush=True)
 
 
 if __name__ == "__main__":

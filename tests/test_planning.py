@@ -72,8 +72,8 @@ def test_sources_are_streamed_and_arrays_are_not(points):
     assert plan(as_row_source(points), "knn", algorithm="exact").streamed
     for method in ("minibatch", "gmm"):
         assert plan(as_row_source(points), method, 3).streamed
-    with pytest.raises(ValueError, match="method spectral needs all rows in memory; leave streamed out"):
-        plan(points, "spectral", 10, streamed=True)
+    with pytest.raises(ValueError, match="method knn needs all rows in memory; leave streamed out"):
+        plan(points, "knn", algorithm="lists", streamed=True)
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +108,11 @@ def test_bytes_grow_with_what_is_held():
     density = make_work("dbscan", eps=1.0, min_samples=5)
     assert density.bytes(large) - density.bytes(small) == rows * (2 * 64 * 4 + 16 + 42)
     assert density.bytes(large._replace(is_mapped=False)) == density.bytes(large) + 10**8 * 64 * 4
+    in_files = make_work("dbscan", eps=1.0, min_samples=5, streamed=True)
+    for shape in (large, large._replace(is_mapped=False)):
+        assert in_files.bytes(shape) == density.bytes(large) - 2 * 10**8 * 64 * 4
+    few = Shape(10**5, 64, 4, False)
+    assert in_files.bytes(few) == density.bytes(few)
 
 
 def test_eigenvectors_are_reckoned_with_unless_components_are_enough():
@@ -181,8 +186,9 @@ def test_what_cannot_fit_is_refused_with_what_would():
     with pytest.raises(MemoryError, match="more memory or fewer rows"):
         check_fits(Read(10**10, 64), "kmeans", 10, memory=10**9)
     with pytest.raises(MemoryError, match=r"dbscan of 10,000,000 rows of 64 features needs 8.\d+ GB, 7 GB") as caught:
-        plan(Read(10**7, 64), "dbscan", eps=1.0, min_samples=5, memory=7 * 10**9)
-    assert str(caught.value).endswith("a float32 .npy file, which is mapped and not read into memory")
+        plan(Read(10**7, 64), "dbscan", eps=1.0, min_samples=5, memory=7 * 10**9, streamed=False)
+    assert "a float32 .npy file, which is mapped and not read into memory; or a row source" in str(caught.value)
+    assert check_fits(Read(10**7, 64), "dbscan", eps=1.0, min_samples=5, memory=10**9) < 7 * 10**8
     with pytest.raises(MemoryError, match=r"spectral .* and 20 clusters needs .*: at most \d+ clusters"):
         plan(Read(10**6, 2), "spectral", 20, memory=5 * 10**9 // 2)
     with pytest.raises(MemoryError, match=r"knn .* needs .*: algorithm exact, which reads the points a part at a time"):

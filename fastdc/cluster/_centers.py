@@ -14,7 +14,6 @@ from torch import Tensor
 from fastdc._input import give_back, read_count, read_points, read_sample_weight
 from fastdc.cluster.sharded import ShardedRows
 from fastdc.cluster.streaming import StreamedRows, read_rows, streamed_step
-from fastdc.data import RowSource
 from fastdc.kernels.kmeans import kmeans_parallel, kmeans_plusplus, kmeans_step, nearest_center
 from fastdc.persistence import Saveable
 
@@ -42,10 +41,14 @@ class CenterModel(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, C
 
     def transform(self, X: Any) -> Any:
         """Distance of each row of ``X`` to each center, of shape (n_samples, n_clusters)."""
-        x, centers = self._read(np.asarray(X) if isinstance(X, RowSource) else X)
-        dtype = torch.promote_types(x.dtype, centers.dtype)
-        mode = "donot_use_mm_for_euclid_dist"  # differences: a product would cancel
-        return give_back(torch.cdist(x.to(dtype), centers.to(dtype), compute_mode=mode).to(x.dtype), X)
+        x, centers = self._read(X)
+        if not isinstance(x, StreamedRows):
+            return give_back(_distances(x, centers), X)
+        distances = torch.empty((len(x), len(centers)), dtype=x.dtype, device=x.device)
+        with x.blocks() as blocks:
+            for start, rows in blocks:
+                distances[start : start + len(rows)] = _distances(rows, centers)
+        return give_back(distances, X)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """The negative inertia of ``X``: the higher the better the centers fit."""
@@ -120,3 +123,10 @@ class CenterModel(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, C
     @property
     def _n_features_out(self) -> int:
         return self.cluster_centers_.shape[0]
+
+
+def _distances(x: Tensor, centers: Tensor) -> Tensor:
+    """(n, n_clusters) in the dtype of x, by differences: a product would cancel."""
+    dtype = torch.promote_types(x.dtype, centers.dtype)
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(x.to(dtype), centers.to(dtype), compute_mode=mode).to(x.dtype)

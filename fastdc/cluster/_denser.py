@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastdc.kernels._copies import copy_rows
 from fastdc.kernels.neighbors import Neighbors, knn
 
 FEW = 256  # points among which all pairs are compared at once
@@ -37,7 +38,7 @@ def nearest_denser(x: Tensor, density: Tensor, near: Neighbors, metric: str) -> 
     indices = torch.where(found, near.indices.gather(1, first)[:, 0], -1)
     distances = torch.where(found, near.distances.gather(1, first)[:, 0], torch.inf)
     left = ranks[~found].sort().values
-    best = _Search(x[order], metric, left)
+    best = _Search(copy_rows(x, order), metric, left)
     best.run(0, n)
     asked = order[left]
     indices[asked], distances[asked] = order[best.places], best.distances

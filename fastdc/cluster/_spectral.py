@@ -18,6 +18,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 
 from fastdc.cluster.kmeans import KMeans
+from fastdc.kernels._copies import copy_rows
 from fastdc.kernels.neighbors import knn
 
 SOLVERS = ("auto", "lanczos", "shift_invert")
@@ -94,7 +95,7 @@ def link_nearest(x: Tensor, metric: str) -> Linker:
             smallest = int(sizes.argmin())
             inside = components == smallest
             mask = torch.from_numpy(inside).to(x.device)
-            near = knn(x[~mask], 1, x[mask], metric)
+            near = knn(copy_rows(x, ~mask), 1, copy_rows(x, mask), metric)
             row = int(near.indices[near.distances.argmin(), 0])
             target = components[~inside][row]
             components[inside] = target

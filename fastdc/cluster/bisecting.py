@@ -13,10 +13,12 @@ from torch import Tensor
 
 from fastdc._input import give_back, read_count, read_sample_weight, read_seed
 from fastdc.cluster._centers import CenterModel
-from fastdc.cluster._whole import finite_rows, read_whole, spread
+from fastdc.cluster._whole import files_for_sources, finite_rows, read_whole, spread
 from fastdc.cluster.lloyd import Solution, lloyd
-from fastdc.data import RowSource
-from fastdc.kernels.kmeans import nearest_center
+from fastdc.cluster.streaming import StreamedRows, new_labels
+from fastdc.kernels._copies import copy_rows
+from fastdc.kernels.kmeans import center_update, kmeans_step, nearest_center
+from fastdc.kernels.neighbors.points import is_finite_row
 
 STRATEGIES = ("biggest_inertia", "largest_cluster")
 
@@ -73,7 +75,9 @@ class BisectingKMeans(CenterModel):
     ``predict`` goes down the tree, to the nearer of two centers each time, as the rows of ``fit`` did: this need not
     be the nearest of all centers. It takes about 2 log2(n_clusters) distances a row where the tree is balanced.
     Results are the same bits for any number of threads. Memory: beside X 12 bytes a row, and a copy of the rows that
-    are split, the first time none. A row source is read whole.
+    are split, the first time none.
+    A row source takes no memory: what cannot be seen where it lies, and copies of rows, are in temporary files (the
+    environment variable TMPDIR says where).
 
     References
     ----------
@@ -102,6 +106,7 @@ class BisectingKMeans(CenterModel):
     check_finite: bool = True
     random_state: Any = None
 
+    @files_for_sources
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> BisectingKMeans:
         """Find the centers.
 
@@ -161,10 +166,19 @@ class BisectingKMeans(CenterModel):
 
     def predict(self, X: Any) -> Any:
         """The leaf of the tree that each row of ``X`` comes to, int32; -1 where it is not finite."""
-        x, _ = self._read(np.asarray(X) if isinstance(X, RowSource) else X)
+        x, _ = self._read(X)
+        if not isinstance(x, StreamedRows):
+            return give_back(self._descend(x), X)
+        labels = new_labels(x)
+        with x.blocks() as blocks:
+            for start, rows in blocks:
+                labels[start : start + len(rows)] = self._descend(rows)
+        return give_back(labels, X)
+
+    def _descend(self, x: Tensor) -> Tensor:
         centers, children = (torch.as_tensor(part, device=x.device) for part in (self.node_centers_, self.children_))
         labels = torch.full((len(x),), -1, dtype=torch.int32, device=x.device)
-        waiting = [(0, x.isfinite().all(dim=1).nonzero()[:, 0])]
+        waiting = [(0, is_finite_row(x).nonzero()[:, 0])]
         below = children.tolist()
         while waiting:
             node, rows = waiting.pop()
@@ -174,7 +188,7 @@ class BisectingKMeans(CenterModel):
             elif len(rows):
                 side = nearest_center(x[rows], centers[[left, right]], backend=self.backend).labels
                 waiting += [(left, rows[side == 0]), (right, rows[side == 1])]
-        return give_back(labels, X)
+        return labels
 
 
 class _Tree:
@@ -184,13 +198,12 @@ class _Tree:
         self.x, self.weight, self.model = x, weight, model
         self.random = np.random.default_rng(read_seed(model.random_state))
         self.n_runs = model._n_runs()
-        weights = torch.ones_like(x[:, 0]) if weight is None else weight
-        total = float(weights.double().sum())
-        mean = (weights.double() @ x.double() / total).to(x.dtype)
-        inertia = float(nearest_center(x, mean[None], backend=model.backend).sq_dists.double() @ weights.double())
-        self.centers: list[Tensor] = [mean]
+        sums = kmeans_step(x, x[:1], sample_weight=weight, backend=model.backend)
+        mean = center_update(sums.sums, sums.counts, x[:1])
+        around = kmeans_step(x, mean, sample_weight=weight, backend=model.backend)
+        self.centers: list[Tensor] = [mean[0]]
         self.children = [[-1, 0]]
-        self.nodes = [_Node(0, None, inertia, total)]  # the leaves
+        self.nodes = [_Node(0, None, float(around.inertia), float(around.counts))]  # the leaves
         self.whole: set[int] = set()  # leaves whose rows cannot be told apart
         self.n_iter = 1
 
@@ -206,7 +219,7 @@ class _Tree:
         by_inertia = self.model.bisecting_strategy == "biggest_inertia"
         worst = max(open_ones, key=lambda node: node.inertia if by_inertia else node.weight)
         rows = worst.rows
-        x = self.x if rows is None else self.x[rows]
+        x = self.x if rows is None else copy_rows(self.x, rows)
         weight = self.weight if rows is None or self.weight is None else self.weight[rows]
         found = self._halves(x, weight, worst)
         if found is None:

@@ -9,7 +9,8 @@ import torch
 from sklearn.base import BaseEstimator, ClusterMixin
 
 from fastdc._input import give_back, read_count, read_sample_weight
-from fastdc.cluster._whole import read_whole
+from fastdc.cluster._whole import files_for_sources, read_whole
+from fastdc.kernels._copies import copy_rows
 from fastdc.kernels.density import density_clusters
 from fastdc.persistence import Saveable
 
@@ -52,7 +53,8 @@ class DBSCAN(Saveable, ClusterMixin, BaseEstimator):
     Memory: beside X two copies of it and 57 bytes a row; never a list of neighbours, however large ``eps`` is.
     Time: boxes of 64 points that lie apart are skipped, in few dimensions nearly all; in many dimensions every pair
     is measured, n_samples² n_features operations in three passes.
-    A row source is read whole.
+    A row source takes no memory: what cannot be seen where it lies, and copies of rows, are in temporary files (the
+    environment variable TMPDIR says where).
 
     References
     ----------
@@ -75,6 +77,7 @@ class DBSCAN(Saveable, ClusterMixin, BaseEstimator):
     backend: str | None = None
     check_finite: bool = True
 
+    @files_for_sources
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> DBSCAN:
         """Find the clusters.
 
@@ -104,7 +107,7 @@ class DBSCAN(Saveable, ClusterMixin, BaseEstimator):
         cores = found.is_core.nonzero()[:, 0]
         self.labels_ = give_back(found.labels.to(torch.int32), X)
         self.core_sample_indices_ = give_back(cores, X)
-        self.components_ = give_back(x[cores], X)
+        self.components_ = give_back(copy_rows(x, cores), X)
         return self
 
     def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:

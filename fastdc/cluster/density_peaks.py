@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastdc._input import give_back, read_count, read_seed
 from fastdc.cluster._denser import nearest_denser
-from fastdc.cluster._whole import finite_rows, read_whole, spread
+from fastdc.cluster._whole import files_for_sources, finite_rows, read_whole, spread
 from fastdc.kernels.density import radius_counts
 from fastdc.kernels.neighbors import Neighbors, knn
 from fastdc.kernels.neighbors.points import METRICS, check_metric
@@ -69,7 +69,8 @@ class DensityPeaks(Saveable, ClusterMixin, BaseEstimator):
     Memory: the neighbours, about 40 bytes each, and two copies of X; never n_samples x n_samples.
     Time: the search for neighbours, and for each point that is denser than all its neighbours (few) a search among
     all denser ones.
-    A row source is read whole.
+    A row source takes no memory: what cannot be seen where it lies, and copies of rows, are in temporary files (the
+    environment variable TMPDIR says where).
 
     References
     ----------
@@ -100,6 +101,7 @@ class DensityPeaks(Saveable, ClusterMixin, BaseEstimator):
     check_finite: bool = True
     random_state: Any = None
 
+    @files_for_sources
     def fit(self, X: Any, y: Any = None) -> DensityPeaks:
         """Find the clusters.
 

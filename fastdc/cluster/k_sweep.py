@@ -192,8 +192,7 @@ def _silhouette(x: Any, labels: NDArray) -> float | None:
 def _mixture_bic(rows: Any, number: int, options: dict[str, Any]) -> float | None:
     if len(rows) < 2:
         return None
-    x = np.asarray(rows) if isinstance(rows, RowSource) else rows
-    return GaussianMixture(number, **options | {"n_init": 1}).fit(x).bic(x)
+    return GaussianMixture(number, **options | {"n_init": 1}).fit(rows).bic(rows)
 
 
 def _references(x: Any, n_sets: int, random: np.random.Generator) -> list[NDArray]:

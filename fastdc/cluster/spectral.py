@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastdc._input import give_back, read_count, read_seed
 from fastdc.cluster._spectral import SOLVERS, Linker, graph_clusters, link_nearest, link_smallest
-from fastdc.cluster._whole import finite_rows, read_whole, spread
+from fastdc.cluster._whole import files_for_sources, finite_rows, read_whole, spread
 from fastdc.kernels.neighbors import knn_graph
 from fastdc.kernels.neighbors.points import METRICS, check_metric
 from fastdc.persistence import Saveable
@@ -73,7 +73,8 @@ class SpectralClustering(Saveable, ClusterMixin, BaseEstimator):
     Memory: about 150 bytes a sample and neighbour, and about 8 (n_clusters + 40) bytes a sample for eigenvectors;
     never n_samples x n_samples. Factors of "shift_invert" take about 16 bytes an entry, some 50 entries a sample in
     the plane.
-    A row source is read whole.
+    A row source takes no memory: what cannot be seen where it lies, and copies of rows, are in temporary files (the
+    environment variable TMPDIR says where).
 
     References
     ----------
@@ -104,6 +105,7 @@ class SpectralClustering(Saveable, ClusterMixin, BaseEstimator):
     check_finite: bool = True
     random_state: Any = None
 
+    @files_for_sources
     def fit(self, X: Any, y: Any = None) -> SpectralClustering:
         """Find the clusters.
 

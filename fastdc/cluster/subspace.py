@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastdc._input import give_back, read_count, read_seed
 from fastdc.cluster._spectral import graph_clusters, link_smallest
-from fastdc.cluster._whole import finite_rows, read_whole, spread
+from fastdc.cluster._whole import files_for_sources, finite_rows, read_whole, spread
+from fastdc.kernels._copies import map_rows
 from fastdc.kernels.self_expression import (
     SelfExpression,
     low_rank_self_expression,
@@ -70,7 +71,8 @@ class SubspaceClustering(Saveable, ClusterMixin, BaseEstimator):
     Memory: about 60 bytes for each sample and coefficient, a block of 64 MB of coefficients, and factors of
     n_samples x min(n_samples, n_features) for "ridge" and "low_rank"; never n_samples x n_samples.
     Subspaces go through the origin: subtract an offset first where there is one.
-    A row source is read whole.
+    A row source takes no memory: what cannot be seen where it lies, and copies of rows, are in temporary files (the
+    environment variable TMPDIR says where).
 
     References
     ----------
@@ -99,6 +101,7 @@ class SubspaceClustering(Saveable, ClusterMixin, BaseEstimator):
     check_finite: bool = True
     random_state: Any = None
 
+    @files_for_sources
     def fit(self, X: Any, y: Any = None) -> SubspaceClustering:
         """Find the subspaces' points.
 
@@ -137,9 +140,13 @@ class SubspaceClustering(Saveable, ClusterMixin, BaseEstimator):
             codes = orthogonal_matching_pursuit(x, n_nonzero, self.tol, normalize=self.normalize, backend=self.backend)
             return _to_scipy(codes.crow_indices(), codes.col_indices(), codes.values())
         if self.normalize:
-            x = x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
+            x = map_rows(x, _unit_rows)
         expression = ridge_self_expression if self.method == "ridge" else low_rank_self_expression
         return _largest(expression(x, self.regularization), min(n_nonzero, len(x)))
+
+
+def _unit_rows(x: Tensor) -> Tensor:
+    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def _largest(codes: SelfExpression, n_kept: int) -> Any:

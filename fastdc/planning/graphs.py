@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -14,7 +15,7 @@ from fastdc.data import RowSource
 from fastdc.kernels._checks import check_positive
 from fastdc.kernels.neighbors.points import METRICS, check_metric
 from fastdc.planning import timing
-from fastdc.planning.memory import KERNEL_BYTES, Shape, kept_bytes
+from fastdc.planning.memory import KERNEL_BYTES, Shape, copy_bytes, kept_bytes
 from fastdc.planning.work import ClusterWork, Work
 
 EDGE_BYTES = 12  # of a sparse matrix of float64
@@ -23,7 +24,28 @@ SAMPLED = 1 << 13  # rows whose graph is looked at
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpectralWork(ClusterWork):
+class WholeWork(Work):
+    """A method that needs all rows at hand. Streamed, they and their copies lie in files, unless they are small."""
+
+    def can_stream(self, shape: Shape) -> bool:
+        return True
+
+    def bytes(self, shape: Shape) -> int:
+        rows = 0 if shape.is_mapped else copy_bytes(shape.n * shape.row_bytes, in_files=self.streamed)
+        return self.added_bytes(shape) + rows
+
+    def copies(self, shape: Shape, count: int = 1) -> int:
+        """Bytes of copies of all rows."""
+        return count * copy_bytes(shape.n * shape.row_bytes, in_files=self.streamed)
+
+    def instead(self, shape: Shape, available: int) -> Iterator[str]:
+        yield from super().instead(shape, available)
+        if not self.streamed and replace(self, streamed=True).bytes(shape) <= available:
+            yield "a row source (fastdc.data.as_row_source), which lies in files with its copies"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpectralWork(WholeWork, ClusterWork):
     """``SpectralClustering`` with its default weights and solver.
 
     ``n_components`` of the graph need no eigenvectors where they are as many as clusters; None is not known.
@@ -83,9 +105,10 @@ class SpectralWork(ClusterWork):
 
     def _graph_bytes(self, shape: Shape) -> int:
         """Neighbours with keys, distances and factors of the rows; then they, and how edges both ways are merged."""
-        searching = self._degree(shape) * (16 + shape.itemsize) + shape.row_bytes + 2 * shape.itemsize + 1
-        merging = self._degree(shape) * (53 + 2 * shape.itemsize)
-        return shape.n * (max(searching, merging) + self._copies(shape))
+        unit_rows = self.copies(shape, self.metric == "cosine")
+        searching = shape.n * (self._degree(shape) * (16 + shape.itemsize) + 2 * shape.itemsize + 1)
+        merging = shape.n * self._degree(shape) * (53 + 2 * shape.itemsize)
+        return max(searching + self.copies(shape), merging) + unit_rows
 
     def _eigenvector_bytes(self, shape: Shape) -> int:
         n, k = shape.n, self.n_clusters
@@ -103,13 +126,9 @@ class SpectralWork(ClusterWork):
     def _degree(self, shape: Shape) -> int:
         return min(self.n_neighbors, max(1, shape.n - 1))
 
-    def _copies(self, shape: Shape) -> int:
-        """Rows of length one."""
-        return shape.row_bytes if self.metric == "cosine" else 0
-
 
 @dataclass(frozen=True, kw_only=True)
-class DBSCANWork(Work):
+class DBSCANWork(WholeWork):
     """``DBSCAN``. How many boxes of points lie apart is up to the points."""
 
     name: ClassVar[str] = "dbscan"
@@ -125,9 +144,13 @@ class DBSCANWork(Work):
         check_metric(self.metric, METRICS[:2])
 
     def added_bytes(self, shape: Shape) -> int:
-        """Rows in the order of the leaves, once more by columns, their boxes; five numbers and two marks a row."""
-        copies = 2 + 2 * (self.metric == "cosine")
-        return shape.n * (copies * shape.row_bytes + shape.d // 4 + 42) + KERNEL_BYTES
+        """Rows in the order of the leaves, once more by columns, their boxes; five numbers and two marks a row.
+
+        While they are sorted, rows of length one under cosine, their numbers and keys.
+        """
+        searching = self.copies(shape, 2) + 42 * shape.n
+        sorting = self.copies(shape, 2 + (self.metric == "cosine")) + (8 + shape.itemsize) * shape.n
+        return max(searching, sorting) + shape.n * (shape.d // 4) + KERNEL_BYTES
 
     def flops(self, shape: Shape) -> float:
         """At most: of all pairs to count, of half of them to join, of all to look up."""

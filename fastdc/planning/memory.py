@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fastdc.data import RowSource
+from fastdc.kernels import _copies
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
@@ -34,6 +35,11 @@ class Shape(NamedTuple):
 def kept_bytes(array_bytes: int) -> int:
     """What the allocator keeps of freed arrays of such a size, while others of that size are made."""
     return KEPT * array_bytes if array_bytes < LARGEST_KEPT else 0
+
+
+def copy_bytes(array_bytes: int, *, in_files: bool) -> int:
+    """Memory that a copy of rows takes: none where it is large enough to go to a file."""
+    return 0 if in_files and array_bytes >= _copies.LEAST_BYTES else array_bytes
 
 
 def free_bytes() -> int:

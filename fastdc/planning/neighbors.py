@@ -52,6 +52,7 @@ class NeighborsWork(Work):
         check_n_neighbors(self.n_neighbors, shape.n, self.n_queries is None)
         read_count(self.search_memory, "search_memory")
         self._chosen(shape)
+        super().check(shape)
 
     def bytes(self, shape: Shape) -> int:
         """An exact search reads parts of the points, the others hold them all."""

@@ -22,7 +22,7 @@ class Work(ABC):
     name: ClassVar[str]
     iterates: ClassVar[bool] = False  # operations and seconds are those of one of many iterations
 
-    streamed: bool = False  # rows of a source are read a block at a time
+    streamed: bool = False  # rows of a source are read a block at a time, or they and their copies lie in files
 
     def can_stream(self, shape: Shape) -> bool:
         """Whether rows of a source need not all be in memory."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastdc.kernels._copies import copy_space
 from fastdc.kernels._numba import jit
 from fastdc.kernels._parallel import block_rows, run_blocks
 from fastdc.kernels._vectors import LANES
@@ -41,7 +42,7 @@ def make_leaves(x: NDArray) -> Leaves:
     n_leaves = -(-n // LEAF)
     n_groups = -(-n_leaves // GROUP)
     boxes = [np.empty((count, d)) for count in (n_leaves, n_leaves, n_groups, n_groups)]
-    leaves = Leaves(np.empty_like(x), np.empty((n_leaves, d, LEAF), x.dtype), order, *boxes)
+    leaves = Leaves(copy_space(x.shape, x.dtype), copy_space((n_leaves, d, LEAF), x.dtype), order, *boxes)
 
     def work(worker: int, start: int, stop: int) -> None:
         fill_leaves(x, start, stop, leaves)

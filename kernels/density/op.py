@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastdc.kernels._backend import choose
 from fastdc.kernels._checks import check_points, check_positive, check_vector
+from fastdc.kernels._copies import ROWS_AT_ONCE, copy_rows, copy_tensor
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.neighbors.points import METRICS, check_metric, is_finite_row, metric_rows
 
@@ -155,7 +156,7 @@ def _begin(
     is_finite = is_finite_row(x)
     finite = None if bool(is_finite.all()) else is_finite
     if finite is not None:
-        x, weight = x[finite], None if weight is None else weight[finite]
+        x, weight = copy_rows(x, finite), None if weight is None else weight[finite]
     search = _search(name, x, radius, metric)
     return x, weight, _Found(search.counts, search.clusters, finite)
 
@@ -185,11 +186,14 @@ def _as_euclidean(x: Tensor, radius: float, metric: str) -> tuple[Tensor, float]
     if metric == "euclidean":
         return x, min(radius * radius, float(torch.finfo(torch.float64).max))
     rows = metric_rows(x, metric, x.dtype)
-    is_zero = (rows == 0).all(dim=1)
-    if radius < 1.0 and bool(is_zero.any()):
-        places = torch.arange(1, len(x) + 1, dtype=x.dtype, device=x.device)
-        rows = torch.cat([rows, torch.where(is_zero, 2.0 * places, 0.0)[:, None]], dim=1)
-    return rows, 2.0 * radius
+    is_zero = torch.cat([(part == 0).all(dim=1) for part in rows.split(ROWS_AT_ONCE)])
+    if radius >= 1.0 or not bool(is_zero.any()):
+        return rows, 2.0 * radius
+    n, d = rows.shape
+    apart = copy_tensor((n, d + 1), rows.dtype, rows.device)
+    apart[:, :d] = rows
+    apart[:, d] = torch.where(is_zero, 2.0 * torch.arange(1, n + 1, dtype=x.dtype, device=x.device), 0.0)
+    return apart, 2.0 * radius
 
 
 def _scatter(values: Tensor, finite: Tensor | None, rest: float) -> Tensor:

@@ -48,7 +48,7 @@ class _Job:
         room = np.minimum(capacities.numpy(), len(x))
         self.used = np.flatnonzero(room)
         self.centers = prepare_centers(as_array(centers, dtype)[self.used])
-        largest = max(float(np.abs(self.rows).max()), float(np.abs(self.centers.raw).max()))
+        largest = max(abs(float(edge)) for rows in (self.rows, self.centers.raw) for edge in (rows.min(), rows.max()))
         if not 8.0 * self.rows.shape[1] * largest**2 < float(np.finfo(dtype).max):
             raise ValueError(
                 f"x and centers are so large that squared distances overflow {dtype}; "

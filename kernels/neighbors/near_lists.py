@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastdc.kernels._copies import copy_rows
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.kmeans import center_update, kmeans_step, nearest_center
 from fastdc.kernels.neighbors import numba_tiles as tiles
@@ -49,7 +50,7 @@ class NearLists:
         rows = metric_rows(x, metric, working_dtype(x))
         self.order, self._lists = _lists_of(rows, list_count(len(rows)) if n_lists is None else n_lists)
         self._places = torch.empty_like(self.order).scatter_(0, self.order, torch.arange(len(rows)))
-        self._job = Job(x[self.order], None, metric)
+        self._job = Job(copy_rows(x, self.order), None, metric)
         self._best = open_best(self._job, n_neighbors)
         self._near: list[list[int]] = []
         self._met: set[tuple[int, int]] = set()

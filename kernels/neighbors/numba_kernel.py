@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdc.kernels._copies import copy_space
 from fastdc.kernels._parallel import block_rows, n_workers, run_blocks
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels._rows import as_array, empty, numpy_dtype
@@ -212,7 +213,7 @@ def _side(raw: NDArray, shift: NDArray, scale: float, metric: int) -> tiles.Side
     m = len(raw)
     side = tiles.Side(
         raw=raw,
-        factors=np.empty_like(raw),
+        factors=copy_space(raw.shape, raw.dtype),
         offsets=np.empty(m, raw.dtype),
         norms=np.empty(m, raw.dtype),
         is_zero=np.zeros(m, np.bool_),

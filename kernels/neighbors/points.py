@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdc.kernels._copies import ROWS_AT_ONCE, map_rows
+
 METRICS = ("euclidean", "cosine", "inner_product")
 
 
@@ -21,11 +23,13 @@ def check_metric(metric: str, metrics: tuple[str, ...] = METRICS) -> None:
 def metric_rows(x: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
     """Rows in the working dtype; of length one under cosine, where a row of zeros stays one."""
     x = x.detach().to(dtype)
-    if metric != "cosine":
-        return x
+    return map_rows(x, _unit_rows) if metric == "cosine" else x
+
+
+def _unit_rows(x: Tensor) -> Tensor:
     largest = x.abs().amax(dim=1, keepdim=True)
     x = x / torch.where(largest > 0, largest, 1.0)  # squares of very large or small numbers have no room
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide_dtype(x)).to(dtype)
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=wide_dtype(x)).to(x.dtype)
     return x / torch.where(norm > 0, norm, 1.0)
 
 
@@ -58,4 +62,4 @@ def distances_of(keys: Tensor, metric: str, dtype: torch.dtype) -> Tensor:
 
 def is_finite_row(x: Tensor) -> Tensor:
     """(n,) whether every number of a row is finite."""
-    return torch.isfinite(x).all(dim=1)
+    return torch.cat([torch.isfinite(rows).all(dim=1) for rows in x.split(ROWS_AT_ONCE)])

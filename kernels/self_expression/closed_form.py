@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from fastdc.kernels._checks import check_not_negative, check_points, check_positive
+from fastdc.kernels._copies import copy_tensor
 from fastdc.kernels._precision import working_dtype
 
 ROWS_A_PRODUCT = 1 << 12  # rows converted to float64 at a time
+
+_OfRows = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # left, right, diagonal
 
 
 class SelfExpression(NamedTuple):
@@ -100,15 +104,12 @@ def ridge_self_expression(z: Tensor, regularization: float = 1.0) -> SelfExpress
     """
     check_points(z, "z")
     regularization = check_positive(regularization, "regularization")
-    vectors, squares = _left_singular(z.detach())
+    singular = _left_singular(z.detach())
+    squares = singular.squares
     if z.shape[0] <= z.shape[1] and bool(squares.min() > regularization):
         # H is nearly the identity, and what it lacks would cancel: C = -P / P_ii of the inverse itself
-        factor = vectors * (squares + regularization).rsqrt()
-        own = factor.square().sum(1)
-        return _expression(z, -factor / own[:, None], factor, -torch.ones_like(own))
-    factor = vectors * (squares / (squares + regularization)).sqrt()
-    hat = factor.square().sum(1)
-    return _expression(z, factor / (1.0 - hat)[:, None], factor, hat / (1.0 - hat))
+        return _expression(z, singular, (squares + regularization).rsqrt(), _by_inverse)
+    return _expression(z, singular, (squares / (squares + regularization)).sqrt(), _by_hat)
 
 
 def low_rank_self_expression(z: Tensor, regularization: float = 0.0, *, zero_diagonal: bool = True) -> SelfExpression:
@@ -158,25 +159,31 @@ def low_rank_self_expression(z: Tensor, regularization: float = 0.0, *, zero_dia
     """
     check_points(z, "z")
     regularization = check_not_negative(regularization, "regularization")
-    vectors, squares = _left_singular(z.detach())
+    singular = _left_singular(z.detach())
+    squares = singular.squares
     resolution = max(torch.finfo(z.dtype).eps * max(z.shape), 1e-7)
     kept = squares > squares.max().clamp(min=torch.finfo(torch.float64).tiny) * resolution**2
     share = torch.where(kept, (1.0 - regularization / squares).clamp(min=0.0), 0.0)
-    factor = vectors * share.sqrt()
-    diagonal = factor.square().sum(1) if zero_diagonal else factor.new_empty(0)
-    return _expression(z, factor, factor, diagonal)
+    found = _expression(z, singular, share.sqrt(), lambda factor: (factor, factor, factor.square().sum(1)))
+    return found if zero_diagonal else found._replace(diagonal=found.diagonal[:0])
 
 
-def _left_singular(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Left singular vectors (n, r), r = min(n, d), and squared singular values (r,) of z, float64.
+class _Singular(NamedTuple):
+    """Left singular vectors (n, r), r = min(n, d), in parts of some rows, and squared singular values (r,), float64.
 
     A vector whose value is 0 is a column of zeros where r = d, and any of its space where r = n.
     """
+
+    parts: Iterator[Tensor]
+    squares: Tensor
+
+
+def _left_singular(z: Tensor) -> _Singular:
     n, d = z.shape
     if n <= d:
         x = z.double()
         squares, vectors = torch.linalg.eigh(x @ x.mT)
-        return vectors, squares.clamp(min=0.0)
+        return _Singular(iter(vectors.split(ROWS_A_PRODUCT)), squares.clamp(min=0.0))
     gram = torch.zeros((d, d), dtype=torch.float64, device=z.device)
     for rows in z.split(ROWS_A_PRODUCT):
         x = rows.double()
@@ -184,9 +191,28 @@ def _left_singular(z: Tensor) -> tuple[Tensor, Tensor]:
     squares, right = torch.linalg.eigh(gram)
     squares = squares.clamp(min=0.0)
     inverse = torch.where(squares > 0, squares.rsqrt(), 0.0)
-    return torch.cat([rows.double() @ (right * inverse) for rows in z.split(ROWS_A_PRODUCT)]), squares
+    turn = right * inverse
+    return _Singular((rows.double() @ turn for rows in z.split(ROWS_A_PRODUCT)), squares)
 
 
-def _expression(z: Tensor, left: Tensor, right: Tensor, diagonal: Tensor) -> SelfExpression:
-    dtype = working_dtype(z)
-    return SelfExpression(left.to(dtype), right.to(dtype), diagonal.to(dtype))
+def _expression(z: Tensor, singular: _Singular, weights: Tensor, of_rows: _OfRows) -> SelfExpression:
+    """Rows of the factors and the diagonal, from rows of the singular vectors times ``weights`` (r,)."""
+    dtype, n = working_dtype(z), len(z)
+    left, right = (copy_tensor((n, len(weights)), dtype, z.device) for _ in range(2))
+    diagonal = torch.empty(n, dtype=dtype, device=z.device)
+    start = 0
+    for vectors in singular.parts:
+        here = slice(start, start + len(vectors))
+        left[here], right[here], diagonal[here] = of_rows(vectors * weights)
+        start = here.stop
+    return SelfExpression(left, right, diagonal)
+
+
+def _by_inverse(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    own = factor.square().sum(1)
+    return -factor / own[:, None], factor, -torch.ones_like(own)
+
+
+def _by_hat(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    hat = factor.square().sum(1)
+    return factor / (1.0 - hat)[:, None], factor, hat / (1.0 - hat)

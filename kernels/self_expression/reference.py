@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastdc.kernels._copies import map_rows
 from fastdc.kernels._precision import working_dtype
 
 BATCH_BYTES = 1 << 26  # of correlations at a time
@@ -14,7 +15,10 @@ DEPENDENT = 1e-6  # a point this near to the span of the support, relative to it
 
 def unit_rows(z: Tensor) -> Tensor:
     """Rows of length one in the working dtype; zeros stay."""
-    x = z.to(working_dtype(z))
+    return map_rows(z.to(working_dtype(z)), _unit_rows)
+
+
+def _unit_rows(x: Tensor) -> Tensor:
     largest = x.abs().amax(dim=1, keepdim=True)
     x = x / torch.where(largest > 0, largest, 1.0)  # squares of the rest neither overflow nor vanish
     length = x.double().square().sum(dim=1, keepdim=True).sqrt()
