@@ -41,10 +41,10 @@ def main() -> None:
     cases = {
         "kmeans": (many, {"n_clusters": 32}, lambda x: KMeans(32, algorithm="bounds", **short).fit(x)),
         "kmeans_few": (many[:, :8].copy(), {"n_clusters": 8}, lambda x: KMeans(8, **short).fit(x)),
-        "kmeans_source": (
+        "kmeans_in_files": (
             many,
             {"n_clusters": 200, "streamed": True},
-            lambda x: KMeans(200, **short).fit(as_row_source(x)),
+            lambda x: KMeans(200, algorithm="bounds", **short).fit(as_row_source(x)),
         ),
         "minibatch": (many, {"n_clusters": 32}, lambda x: MiniBatchKMeans(32, max_iter=1, **options).fit(x)),
         "minibatch_source": (

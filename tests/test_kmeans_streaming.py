@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 
 import numpy as np
@@ -15,7 +17,8 @@ from fastdc import DEC, KMeans
 from fastdc.cluster import streaming
 from fastdc.cluster.streaming import StreamedRows, streamed_repair, streamed_step
 from fastdc.data import ConcatenatedRows, RowSource, as_row_source, open_rows
-from fastdc.kernels.kmeans import kmeans_step, repair_empty
+from fastdc.kernels import _copies
+from fastdc.kernels.kmeans import LloydSteps, bounds, center_update, kmeans_plusplus, kmeans_step, repair_empty
 from tests.test_kmeans_estimator import make_blobs
 
 
@@ -239,3 +242,48 @@ def test_on_a_gpu(small_blocks):
         model = KMeans(12, init=x[:12], device="cuda").fit(source)
         assert model.inertia_ == pytest.approx(expected.inertia_, rel=1e-6)
         assert (model.labels_ == expected.labels_).mean() > 0.999
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_bounds_of_blocks_give_the_bits_of_plain_passes(small_blocks, monkeypatch, weighted):
+    monkeypatch.setattr(_copies, "LEAST_BYTES", 1)
+    x = make_blobs(3000, 40, 12, spread=2.0)
+    weight = np.random.default_rng(1).random(3000) if weighted else None
+    plain, skipping = (
+        KMeans(40, algorithm=algorithm, random_state=0, tol=0, max_iter=25).fit(Read(x), sample_weight=weight)
+        for algorithm in ("lloyd", "bounds")
+    )
+    same_bits(plain, skipping)
+
+
+def run_over_blocks(x, **options):
+    steps = LloydSteps(StreamedRows(Read(x), "cpu", check_finite=False), None, **options)
+    rows, labels = steps.x, None
+    centers = kmeans_plusplus(torch.from_numpy(x), 64, random_state=0).centers
+    for _ in range(14):
+        step = streaming._added_up(rows, steps, centers, None, labels)
+        labels, centers = step.labels, center_update(step.sums, step.counts, centers)
+    return steps
+
+
+def test_passes_over_blocks_skip_distances(small_blocks, monkeypatch):
+    x = make_blobs(40_000, 64, 16, spread=2.0)
+    steps = run_over_blocks(x)
+    assert steps.skips
+    assert steps.memory.share < 0.5
+    monkeypatch.setattr(bounds, "MOST_IN_FILES", steps.memory.n_bytes - 1)
+    assert not run_over_blocks(x).skips
+    assert run_over_blocks(x, algorithm="bounds").skips
+
+
+def test_without_room_for_bounds_passes_are_plain(small_blocks, monkeypatch):
+    def full(descriptor, offset, length):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_copies, "LEAST_BYTES", 1)
+    x = make_blobs(40_000, 64, 16, spread=2.0)
+    expected = KMeans(64, random_state=0, tol=0, max_iter=14).fit(Read(x))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    same_bits(KMeans(64, random_state=0, tol=0, max_iter=14).fit(Read(x)), expected)
+    with pytest.raises(OSError, match="TMPDIR"):
+        KMeans(64, algorithm="bounds", random_state=0, max_iter=14).fit(Read(x))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from fastdc._input import give_back, read_count, read_sample_weight, read_seed
 from fastdc.cluster._centers import CenterModel
+from fastdc.cluster._whole import files_for_sources
 from fastdc.cluster.checkpoints import Checkpoint, identity_of, open_checkpoint, told
 from fastdc.cluster.lloyd import Progress, Record, Solution, lloyd
 from fastdc.cluster.sharded import ShardedRows, shard_rows
@@ -94,7 +95,8 @@ class KMeans(CenterModel):
     time-out of the group. Processes must have the same kind of CPU or GPU.
     Memory: beside X the labels, for k-means++ a distance for each row, and for bounds 8 bytes a row and 4 a row and
     group of centers, of which there are at most 65; never n_samples x n_clusters. Of a row source four blocks of at
-    most 64 MB; its passes keep no bounds, and k-means++ starts from a block's number of rows drawn by chance.
+    most 64 MB; its bounds, up to 2 GB, lie in a temporary file, and k-means++ starts from a block's number of rows
+    drawn by chance.
 
     References
     ----------
@@ -128,6 +130,7 @@ class KMeans(CenterModel):
     verbose: int = 0
     callbacks: Sequence[Callable[[Record], Any]] | None = None
 
+    @files_for_sources
     def fit(
         self, X: Any, y: Any = None, sample_weight: Any = None, *, checkpoint: Any = None, resume: bool = False
     ) -> KMeans:

@@ -17,7 +17,7 @@ from fastdc.cluster.exact import ExactSum, exponent_of, sum_over_ranks
 from fastdc.cluster.lloyd import Pass, lloyd
 from fastdc.cluster.sharded import ShardedRows
 from fastdc.cluster.streaming import block_steps, farthest_rows, new_labels
-from fastdc.kernels.kmeans import KMeansStep, repair_empty
+from fastdc.kernels.kmeans import KMeansStep, LloydSteps, repair_empty
 
 
 def sharded_steps(
@@ -26,6 +26,7 @@ def sharded_steps(
     """The passes of a run, given centers and the labels before; no bounds are kept, whatever the algorithm."""
     of_all_rows = exponent_of(len(x)) + exponent_of(x.heaviest(sample_weight))
     largest = x.largest()
+    steps = LloydSteps(x, None, "lloyd", backend)
 
     def step(centers: Tensor, previous_labels: Tensor | None) -> Pass:
         of_inertia = exponent_of(farthest(largest, centers)) + 1 + of_all_rows
@@ -37,7 +38,7 @@ def sharded_steps(
         labels, error = torch.empty(0, dtype=torch.int32), None
         try:
             labels = new_labels(x)
-            with block_steps(x, centers, labels, sample_weight, previous_labels, backend) as parts:
+            with block_steps(x, steps, centers, labels, sample_weight, previous_labels) as parts:
                 for part in parts:
                     scalars = [part.inertia, part.n_changed, (part.labels < 0).sum()]
                     totals[0].add(part.sums)

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastdc._input import check_shape, choose_device, read_points, require_finite
 from fastdc.cluster.lloyd import Pass, lloyd
 from fastdc.data import Chunk, RowSource, TensorRows, iter_chunks
-from fastdc.kernels.kmeans import KMeansStep, kmeans_step, nearest_center, repair_empty
+from fastdc.kernels.kmeans import KMeansStep, LloydSteps, nearest_center, repair_empty
 from fastdc.kernels.kmeans.update import farthest_rows as farthest_of
 
 BLOCK_BYTES = 1 << 26
@@ -159,36 +159,41 @@ def streamed_step(
     backend: str | None = None,
 ) -> KMeansStep:
     """``kmeans_step`` a block at a time, float64 sums added in the order of the blocks; labels are int32."""
+    return _added_up(x, LloydSteps(x, None, "lloyd", backend), centers, sample_weight, previous_labels)
+
+
+def _added_up(
+    x: StreamedRows, steps: LloydSteps, centers: Tensor, sample_weight: Tensor | None, previous_labels: Tensor | None
+) -> KMeansStep:
     labels = new_labels(x)
     total: list[Tensor] = []
-    with block_steps(x, centers, labels, sample_weight, previous_labels, backend) as parts:
+    with block_steps(x, steps, centers, labels, sample_weight, previous_labels) as parts:
         for part in parts:
             total = [a + b for a, b in zip(total, part[1:])] if total else list(part[1:])
-    return KMeansStep(labels, *total)
+    found = KMeansStep(labels, *total)
+    steps.end(centers, found.n_changed)
+    return found
 
 
 @contextmanager
 def block_steps(
     x: StreamedRows,
+    steps: LloydSteps,
     centers: Tensor,
     labels: Tensor,
     sample_weight: Tensor | None,
     previous_labels: Tensor | None,
-    backend: str | None,
 ) -> Iterator[Iterator[KMeansStep]]:
-    """``kmeans_step`` of each block in turn; ``labels`` (n,) take in theirs. Reading ends with ``with``."""
+    """The steps of each block in turn; ``labels`` (n,) take in theirs. Reading ends with ``with``."""
+    steps.begin(centers, has_labels=previous_labels is not None)
     with x.blocks() as blocks:
 
         def step(block: Chunk) -> KMeansStep:
             start, rows = block
             here = slice(start, start + len(rows))
-            part = kmeans_step(
-                rows,
-                centers,
-                sample_weight=None if sample_weight is None else sample_weight[here],
-                previous_labels=None if previous_labels is None else previous_labels[here].long(),
-                backend=backend,
-            )
+            weights = None if sample_weight is None else sample_weight[here]
+            previous = None if previous_labels is None else previous_labels[here].long()
+            part = steps.block(start, rows, centers, weights, previous)
             labels[here] = part.labels
             return part
 
@@ -229,14 +234,9 @@ def streamed_repair(
 def streamed_steps(
     x: StreamedRows, sample_weight: Tensor | None, algorithm: str, backend: str | None
 ) -> Callable[[Tensor, Tensor | None], Pass]:
-    """The passes of a run, given centers and the labels before; no bounds are kept, whatever the algorithm."""
-
-    def step(centers: Tensor, previous_labels: Tensor | None) -> Pass:
-        return Pass.of(
-            streamed_step(x, centers, sample_weight=sample_weight, previous_labels=previous_labels, backend=backend)
-        )
-
-    return step
+    """The passes of a run, given centers and the labels before."""
+    steps = LloydSteps(x, None, algorithm, backend)
+    return lambda centers, previous_labels: Pass.of(_added_up(x, steps, centers, sample_weight, previous_labels))
 
 
 lloyd_rows = partial(lloyd, begin=streamed_steps, repair=streamed_repair)

@@ -163,7 +163,9 @@ class TwoLevelKMeans(CenterModel):
             self._fit_fine(x, labels, sizes, fine, most_bytes, random)
             centers, inertia, n_refined = fine.centers, fine.inertia, 0
             if n_refine:
-                found = lloyd_rows(x, centers, None, max_iter=n_refine, tol=0.0, backend=self.backend)
+                found = lloyd_rows(
+                    x, centers, None, max_iter=n_refine, tol=0.0, backend=self.backend, algorithm="lloyd"
+                )
                 centers, labels, inertia, history = found
                 n_refined = len(history)
         n_found = int(has_rows(labels, n_clusters).sum())

@@ -22,7 +22,7 @@ from fastdc.kernels.kmeans import center_update, kmeans_step
 from fastdc.kernels.kmeans.bounds import FEWEST_CENTERS, FEWEST_FEATURES, LEAST_WORK
 from fastdc.kernels.kmeans.numba_bounded_step import group_size
 from fastdc.planning import timing
-from fastdc.planning.memory import KERNEL_BYTES, Shape, kept_bytes
+from fastdc.planning.memory import KERNEL_BYTES, Shape, copy_bytes, kept_bytes
 from fastdc.planning.work import ClusterWork
 
 COVARIANCES = ("diag", "spherical", "tied", "full")
@@ -47,16 +47,16 @@ class PassWork(ClusterWork):
 
 @dataclass(frozen=True, kw_only=True)
 class KMeansWork(PassWork):
-    """``KMeans``: over an array with the bounds that it may come to keep, over a row source without."""
+    """``KMeans``, with the bounds that it may come to keep; those of a row source lie in files where they are large."""
 
     name: ClassVar[str] = "kmeans"
 
     def added_bytes(self, shape: Shape) -> int:
         if self.streamed:
-            return max(self._seeding_bytes(shape), self._passing_bytes(shape)) + KERNEL_BYTES
+            bounds = sum(copy_bytes(part, in_files=True) for part in self._bound_bytes(shape))
+            return max(self._seeding_bytes(shape), self._passing_bytes(shape) + bounds) + KERNEL_BYTES
         labels = 25 * shape.n + kept_bytes(8 * shape.n)  # of two passes, which are none, and what adds these up
-        bounds = shape.n * self._bound_bytes(shape)
-        return labels + bounds + center_bytes(shape, self.n_clusters) + KERNEL_BYTES
+        return labels + sum(self._bound_bytes(shape)) + center_bytes(shape, self.n_clusters) + KERNEL_BYTES
 
     def flops(self, shape: Shape) -> float:
         return 2.0 * shape.n * shape.d * self.n_clusters
@@ -74,12 +74,12 @@ class KMeansWork(PassWork):
         block = block_of(d, rows.dtype, MOST_ROWS) if self.streamed else None
         return timing.pass_seconds(rows, sample, step, block)
 
-    def _bound_bytes(self, shape: Shape) -> int:
-        """A row: its squared norm, and a bound for each group of centers and for the restless ones."""
+    def _bound_bytes(self, shape: Shape) -> tuple[int, int]:
+        """Squared norms of the rows, and bounds for each group of centers and for the restless ones."""
         k, d = self.n_clusters, shape.d
         if k < FEWEST_CENTERS or d < FEWEST_FEATURES or shape.n * distances_ns(d, k) < LEAST_WORK:
-            return 0
-        return 8 + 4 * (-(-k // group_size(k, d)) + 1)
+            return 0, 0
+        return 8 * shape.n, 4 * (-(-k // group_size(k, d)) + 1) * shape.n
 
     def _seeding_bytes(self, shape: Shape) -> int:
         """The sample that k-means++ chooses from, and a distance and some numbers for each of its rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastdc.kernels._backend import choose
@@ -16,6 +17,7 @@ LEAST_WORK = 1e7  # nanoseconds of a pass on one thread; below, what bounds are 
 QUIET = 8  # bounds are thought of when less than one row in so many changes its label
 PAYING = 0.75  # share of the distances; where more have to be made, a plain pass is faster
 LARGEST = 1e15  # coordinate of a center; beyond, and with NaN, passes are plain
+MOST_IN_FILES = 1 << 31  # bytes of bounds beside rows that come in blocks; more would leave the page cache
 
 
 class LloydSteps:
@@ -29,7 +31,10 @@ class LloydSteps:
     Parameters
     ----------
     x : Tensor of shape (n_samples, n_features)
+        Or rows that come in blocks, given to :meth:`block` between :meth:`begin` and :meth:`end`: an object of that
+        ``shape``, with a ``dtype`` and ``device`` of torch, and of which ``x[numbers]`` are some rows.
     sample_weight : Tensor of shape (n_samples,) or None
+        Those of blocks are given with each.
     algorithm : {"auto", "lloyd", "bounds"}
         "auto" takes bounds on CPUs with at least 16 centers and 9 features where a pass takes some milliseconds;
         "lloyd" never; "bounds" from the second call on.
@@ -39,7 +44,8 @@ class LloydSteps:
     Notes
     -----
     Memory: 8 bytes a row and 4 a row and group, of which there are at most 65, about sqrt(n_clusters) and for long
-    rows up to n_clusters / 6; and 12 KB a thread and group.
+    rows up to n_clusters / 6; and 12 KB a thread and group. Of blocks "auto" takes at most 2 GB, and plain passes
+    beyond and where there is no room for them (``fastdc.kernels._copies`` says where they lie).
 
     References
     ----------
@@ -48,7 +54,7 @@ class LloydSteps:
     """
 
     def __init__(
-        self, x: Tensor, sample_weight: Tensor | None, algorithm: str = "auto", backend: str | None = None
+        self, x: Any, sample_weight: Tensor | None, algorithm: str = "auto", backend: str | None = None
     ) -> None:
         if algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm must be one of {ALGORITHMS}, got {algorithm!r}")
@@ -57,26 +63,41 @@ class LloydSteps:
         self.before: Tensor | None = None  # centers of the last call
         self.quiet = algorithm == "bounds"
         self.memory: Any = None
+        self.skips = False  # whether this pass does
 
     def __call__(self, centers: Tensor, previous_labels: Tensor | None) -> KMeansStep:
         """One pass; ``previous_labels`` are those of the call before."""
-        step = None
-        if previous_labels is not None and self.before is not None and self._can_skip(centers) and self._is_quiet():
-            step = self._bounded_step(centers, self.before, previous_labels)
-        if step is None:
-            step = kmeans_step(
-                self.x,
-                centers,
-                sample_weight=self.sample_weight,
-                previous_labels=previous_labels,
-                backend=self.backend,
-            )
-        self.n_changed, self.before = step.n_changed, centers
+        self.begin(centers, has_labels=previous_labels is not None)
+        step = self.block(0, self.x, centers, self.sample_weight, previous_labels)
+        self.end(centers, step.n_changed)
         return step
+
+    def begin(self, centers: Tensor, *, has_labels: bool) -> None:
+        """A pass over all blocks begins; ``has_labels`` says whether those of the pass before are known."""
+        self.skips = False
+        if has_labels and self.before is not None and self._can_skip(centers) and self._is_quiet():
+            self.skips = self._begin_bounds(centers, self.before)
+        if not self.skips and self.memory is not None:
+            self.memory.forget()
+
+    def block(
+        self, start: int, x: Tensor, centers: Tensor, sample_weight: Tensor | None, previous_labels: Tensor | None
+    ) -> KMeansStep:
+        """The part of rows x (m, n_features), the first of which is row ``start``."""
+        if self.skips:
+            return KMeansStep(*self.memory.step(start, x, centers, sample_weight, previous_labels))
+        return kmeans_step(
+            x, centers, sample_weight=sample_weight, previous_labels=previous_labels, backend=self.backend
+        )
+
+    def end(self, centers: Tensor, n_changed: Tensor) -> None:
+        """A pass is over; so many labels changed in all blocks."""
+        self.n_changed, self.before = n_changed, centers
 
     def _can_skip(self, centers: Tensor) -> bool:
         """Whether this kind of call may have bounds at all."""
-        if self.algorithm == "lloyd" or choose("kmeans_step", self.x, self.backend) != "numba":
+        x = self.x if isinstance(self.x, Tensor) else torch.empty((1, 1), dtype=self.x.dtype, device=self.x.device)
+        if self.algorithm == "lloyd" or choose("kmeans_step", x, self.backend) != "numba":
             return False
         k, d = centers.shape
         if k < (FEWEST_CENTERS if self.algorithm == "auto" else 2) or d < FEWEST_FEATURES:
@@ -89,14 +110,23 @@ class LloydSteps:
         self.quiet = self.quiet or (self.n_changed is not None and QUIET * int(self.n_changed) <= len(self.x))
         return self.quiet
 
-    def _bounded_step(self, centers: Tensor, before: Tensor, previous_labels: Tensor) -> KMeansStep | None:
-        """A pass with bounds, or None where it would not pay."""
+    def _begin_bounds(self, centers: Tensor, before: Tensor) -> bool:
+        """Whether it pays; the pass then has bounds."""
         from fastdc.kernels.kmeans.numba_bounded_step import Memory
 
         if self.memory is None:
-            self.memory = Memory(self.x, self.sample_weight, centers)
+            self.memory = Memory(self.x, centers)
+        if self.algorithm == "auto" and not isinstance(self.x, Tensor) and self.memory.n_bytes > MOST_IN_FILES:
+            self.algorithm = "lloyd"
+            return False
         share, restless = self.memory.forecast.choose(centers, before, self.memory.restless)
         if self.algorithm == "auto" and not share < PAYING:
-            self.memory.forget()
-            return None
-        return KMeansStep(*self.memory.step(centers, before, restless, previous_labels))
+            return False
+        try:
+            self.memory.begin(centers, before, restless)
+        except OSError:  # a full disk
+            if self.algorithm != "auto":
+                raise
+            self.algorithm = "lloyd"
+            return False
+        return True

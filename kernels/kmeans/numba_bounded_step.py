@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdc.kernels._copies import copy_space
 from fastdc.kernels._parallel import run_blocks
 from fastdc.kernels.kmeans import numba_bounds as bounds
 from fastdc.kernels.kmeans import numba_tiles as tiles
@@ -31,33 +33,59 @@ class Memory:
     pass; a center that comes home brings the bound of the restless group along.
     """
 
-    def __init__(self, x: Tensor, sample_weight: Tensor | None, centers: Tensor) -> None:
-        self.x = x
-        self.weights = _vector(sample_weight, np.dtype(np.float64))
+    def __init__(self, x: Any, centers: Tensor) -> None:
+        self.n = x.shape[0]
         self.home = _group(centers)
         self.n_homes = int(self.home.max()) + 1
         self.forecast = Forecast(x, self.home)
         self.restless = np.zeros(len(centers), np.bool_)
         self.shift: NDArray | None = None  # the same in all passes, so that norms hold
-        self.sq_norms = np.full(len(x), -1.0)
+        self.sq_norms: NDArray | None = None
         self.lower: NDArray | None = None
-        self.share = 1.0  # of the pairs of a row and a group that the last pass looked at
+        self.groups: bounds.Groups | None = None  # of a pass, from its first block on
+        self.looks, self.looked_at = 0, 0  # pairs of a row and a group that the last pass looked at, and might have
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the bounds of all rows."""
+        return self.n * (8 + 4 * (self.n_homes + 1))
+
+    @property
+    def share(self) -> float:
+        """Of the pairs of a row and a group that the last pass looked at."""
+        return self.looks / max(1, self.looked_at)
 
     def forget(self) -> None:
         """Bounds that a plain pass will make out of date."""
         self.lower = None
 
-    def step(self, centers: Tensor, before: Tensor, restless: NDArray, previous_labels: Tensor) -> tuple[Tensor, ...]:
-        """labels, sums, counts, inertia and n_changed.
-
-        ``before`` are the centers of the last pass, ``restless`` (n_clusters,) marks those that all rows look at.
-        """
+    def begin(self, centers: Tensor, before: Tensor, restless: NDArray) -> None:
+        """A pass begins, from the centers ``before``; ``restless`` (n_clusters,) marks those that all rows look at."""
+        if self.sq_norms is None:
+            self.sq_norms = copy_space((self.n,), np.dtype(np.float64))
+            self.sq_norms[:] = -1.0
         if self.lower is None:
-            self.lower = np.zeros((len(self.x), self.n_homes + 1), np.float32)
-        lower, sq_norms = self.lower, self.sq_norms
-        job = _Job(self.x, centers, self.shift)
+            self.lower = copy_space((self.n, self.n_homes + 1), np.dtype(np.float32))
+            self.lower[:] = 0.0
+        self.groups, self.looks, self.looked_at = None, 0, 0
+        self.moves = np.linalg.norm((centers.double() - before.double()).numpy(), axis=1) * (1.0 + 1e-12)
+        self.returns = np.zeros(self.n_homes + 1, np.bool_)
+        self.returns[self.home[self.restless & ~restless]] = True
+        self.restless = restless
+
+    def step(
+        self, first: int, x: Tensor, centers: Tensor, sample_weight: Tensor | None, previous_labels: Tensor
+    ) -> tuple[Tensor, ...]:
+        """labels, sums, counts, inertia and n_changed of rows x (m, d) from row ``first`` on."""
+        assert self.lower is not None, "a pass has begun"
+        assert self.sq_norms is not None, "a pass has begun"
+        own = slice(first, first + len(x))
+        lower, sq_norms = self.lower[own], self.sq_norms[own]
+        job = _Job(x, centers, self.shift)
         self.shift = job.centers.shift
-        groups = self._groups(job.centers, centers, before, restless)
+        if self.groups is None:
+            self.groups = self._groups(job.centers)
+        groups, weights = self.groups, _vector(sample_weight, np.dtype(np.float64))
         previous = previous_labels.contiguous().numpy()
         labels = torch.empty(job.n, dtype=torch.int64)
         label_rows = labels.numpy()
@@ -79,7 +107,7 @@ class Memory:
                     lower[here],
                     sq_norms[here],
                     job.sq_dists[worker][: stop - start],
-                    self.weights[here],
+                    weights[here],
                     previous[here],
                     parts[worker],
                 )
@@ -89,19 +117,16 @@ class Memory:
 
         run_blocks(job.n, job.block, work, commit)
         tensors = [torch.from_numpy(array) for array in (total.sums, total.counts, total.inertia, total.n_changed)]
-        self.share = float(looks.sum()) / lower.size
+        self.looks += int(looks.sum())
+        self.looked_at += lower.size
         return labels, tensors[0], tensors[1], tensors[2][0], tensors[3][0]
 
-    def _groups(self, prepared: tiles.Centers, centers: Tensor, before: Tensor, restless: NDArray) -> bounds.Groups:
+    def _groups(self, prepared: tiles.Centers) -> bounds.Groups:
         n_groups = self.n_homes + 1
-        group_of = np.where(restless, self.n_homes, self.home)
-        returns = np.zeros(n_groups, np.bool_)
-        returns[self.home[self.restless & ~restless]] = True
-        self.restless = restless
+        group_of = np.where(self.restless, self.n_homes, self.home)
         order = np.argsort(group_of, kind="stable")
         norms = np.linalg.norm(prepared.factors.astype(np.float64), axis=1)
-        moves = np.linalg.norm((centers.double() - before.double()).numpy(), axis=1) * (1.0 + 1e-12)
-        moves = _largest(moves, group_of, n_groups)
+        moves = _largest(self.moves, group_of, n_groups)
         moves[-1] = np.inf
         return bounds.Groups(
             order=order,
@@ -111,7 +136,7 @@ class Memory:
             offsets=prepared.offsets[order],
             norms=_largest(norms, group_of, n_groups),
             moves=moves,
-            returns=returns,
+            returns=self.returns,
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -18,7 +20,7 @@ class Forecast:
     looked at once in ``gap / move`` passes. Centers that all rows look at are left out of their group's move.
     """
 
-    def __init__(self, x: Tensor, home: NDArray) -> None:
+    def __init__(self, x: Any, home: NDArray) -> None:
         rows = min(len(x), max(16, min(MOST_ROWS, MOST_DISTANCES // len(home), len(x) // RATE)))
         places = torch.linspace(0, len(x) - 1, rows, dtype=torch.float64).long()
         self.sample = x[places].float()
