@@ -3,8 +3,8 @@
 A row of ``bench/results/plans.jsonl`` holds the seconds and the anonymous memory at the peak, as planned and as
 measured. Plan and run have a process of their own each: what the first leaves with the allocator is not the second's.
 Seconds of convergent work are of an iteration: those between two records of the run (k-means, the median), or what
-more iterations take longer. K-means over an array runs with bounds for its memory, and without them for its seconds,
-since a plan is of passes that make all distances. Seconds of the others are those of the whole.
+more iterations take longer. K-means runs with bounds for its memory, and without them for its seconds, since a plan is
+of passes that make all distances. Seconds of the others are those of the whole.
 
 Cases of millions of points write files of up to 2.6 GB into ``--folder`` and take minutes; each has a tenth of its
 size for a quick look.
@@ -162,8 +162,7 @@ def _run(case: Case, path: Path) -> dict[str, Any]:
 def _kmeans(rows: Any, case: Case, path: Path, iterations: int) -> float:
     times: list[float] = []
     options = {"max_iter": iterations, "tol": 0, "random_state": 0, "device": "cpu"}
-    if not case.file:
-        KMeans(case.k, algorithm="bounds", **options).fit(rows)  # whose memory counts
+    KMeans(case.k, algorithm="bounds", **options).fit(rows)  # whose memory counts
     callbacks = [lambda record: times.append(time.perf_counter())]
     KMeans(case.k, algorithm="lloyd", callbacks=callbacks, **options).fit(rows)
     return float(np.median(np.diff(times)))

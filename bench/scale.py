@@ -2,10 +2,10 @@
 
 Writes random points (clusters of unequal sizes, by ``--offset`` far from the origin) to a file, and clusters it through
 a row source and, loaded whole, as an array: the same centers to start from, the same number of iterations. A row of
-``bench/results/scale.jsonl`` holds the seconds of both (best of the repeats, taken in turn) where all distances are
-made, as they are of row sources, and of the array where bounds may spare some; what share of the array's speed the row
-source reaches; whether the labels are equal; and the memory that the row source added at its peak: anonymous pages,
-since those of a mapped file can be dropped at any time.
+``bench/results/scale.jsonl`` holds the seconds of both (best of the repeats, taken in turn) where bounds may spare
+distances, and of the array where all are made; what share of the array's speed the row source reaches; whether the
+labels are equal; and the memory that the row source added at its peak: anonymous pages, since those of a mapped file can
+be dropped at any time.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(
-            f"{kind} {row['shape']}: {row['streamed_seconds']:.1f} s, in memory {row['in_memory_seconds']:.1f} s "
-            f"({row['in_memory_bounds_seconds']:.1f} s with bounds), {row['share_of_speed']:.0%} of its speed; "
+            f"{kind} {row['shape']}: {row['streamed_seconds']:.1f} s, in memory {row['in_memory_bounds_seconds']:.1f} s "
+            f"({row['in_memory_seconds']:.1f} s without bounds), {row['share_of_speed']:.0%} of its speed; "
             f"{row['peak_anonymous_bytes'] / 1e6:.0f} MB more at the peak; {row['different_labels']} labels differ"
         )
 
@@ -130,7 +130,7 @@ def _measure(path: Path, options: argparse.Namespace) -> dict[str, Any]:
         "offset": options.offset,
         "iterations": fitted.n_iter_,
         **{f"{side}_seconds": min(times) for side, times in seconds.items()},
-        "share_of_speed": min(seconds["in_memory"]) / min(seconds["streamed"]),
+        "share_of_speed": min(seconds["in_memory_bounds"]) / min(seconds["streamed"]),
         "peak_anonymous_bytes": peak[0],
         "data_bytes": x.nbytes,
         "different_labels": int((streamed.labels_ != fitted.labels_).sum()),
