@@ -4,8 +4,8 @@ Writes random points (clusters of unequal sizes, by ``--offset`` far from the or
 a row source and, loaded whole, as an array: the same centers to start from, the same number of iterations. A row of
 ``bench/results/scale.jsonl`` holds the seconds of both (best of the repeats, taken in turn) where bounds may spare
 distances, and of the array where all are made; what share of the array's speed the row source reaches; whether the
-labels are equal; and the memory that the row source added at its peak: anonymous pages, since those of a mapped file can
-be dropped at any time.
+labels are equal; and the memory that the row source added at its peak: anonymous pages, since those of a mapped file
+can be dropped at any time.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with options.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         print(
-            f"{kind} {row['shape']}: {row['streamed_seconds']:.1f} s, in memory {row['in_memory_bounds_seconds']:.1f} s "
-            f"({row['in_memory_seconds']:.1f} s without bounds), {row['share_of_speed']:.0%} of its speed; "
+            f"{kind} {row['shape']}: {row['streamed_seconds']:.1f} s, "
+            f"in memory {row['in_memory_bounds_seconds']:.1f} s ({row['in_memory_seconds']:.1f} s without bounds), {row['share_of_speed']:.0%} of its speed; "
             f"{row['peak_anonymous_bytes'] / 1e6:.0f} MB more at the peak; {row['different_labels']} labels differ"
         )
 
