@@ -103,7 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file.write(json.dumps(row) + "\n")
         print(
             f"{kind} {row['shape']}: {row['streamed_seconds']:.1f} s, "
-            f"in memory {row['in_memory_bounds_seconds']:.1f} s ({row['in_memory_seconds']:.1f} s without bounds), {row['share_of_speed']:.0%} of its speed; "
+            f"in memory {row['in_memory_bounds_seconds']:.1f} s "
+            f"({row['in_memory_seconds']:.1f} s without bounds), {row['share_of_speed']:.0%} of its speed; "
             f"{row['peak_anonymous_bytes'] / 1e6:.0f} MB more at the peak; {row['different_labels']} labels differ"
         )
 
