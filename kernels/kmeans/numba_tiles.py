@@ -20,6 +20,7 @@ from fastdc.kernels._simd import INNER, gemm, prepare
 from fastdc.kernels._vectors import LANES, VECTOR_BYTES, VECTORS
 from fastdc.kernels.kmeans.numba_simd import sq_distances, two_smallest
 
+FEW = 3  # centers, to which distances in float64 take less time than a tile, and leave nothing to decide
 BY_DIFFERENCES = 8  # features up to which differences are as fast as a product
 TILE = 126  # centers of a tile, a multiple of gemm's rows: with 64 rows it takes 32 KB
 SEEDING_ROWS = 512  # rows whose masses k-means++ sums up together
@@ -201,6 +202,10 @@ def _nearest_tile(x, centers, scratch):
 @jit
 def nearest_block(x, centers, scratch, labels, sq_dists):
     """labels and sq_dists (float64) of rows x (m, n_features)."""
+    if centers.raw.shape[0] <= FEW:
+        for i in range(x.shape[0]):
+            labels[i], sq_dists[i] = _decide(x[i], centers, scratch)
+        return
     for start in range(0, x.shape[0], LANES):
         part = x[start : start + LANES]
         _nearest_tile(part, centers, scratch)

@@ -38,6 +38,8 @@ def usable_weights(x: Tensor, sample_weight: Tensor | None) -> Tensor | None:
     ValueError
         If no row is left to choose from.
     """
+    if sample_weight is None and bool(torch.isfinite(x.sum())):  # so is every entry
+        return None
     finite = torch.isfinite(torch.linalg.vector_norm(x, ord=float("inf"), dim=1))
     if sample_weight is None and bool(finite.all()):
         return None
