@@ -12,6 +12,9 @@ neighbors
     The graph of 15 neighbours of 1,000,000 points by ``save_knn`` and by pynndescent: seconds, and the share of true
     neighbours on a sample. The points lie near sheets of 16 dimensions, as embeddings do: in noise of 64 dimensions no
     point is nearer than the others by much.
+in_files
+    ``BisectingKMeans`` and ``DBSCAN`` over a file of 2,500,000 points beside the same points in memory: seconds, bytes
+    of memory that the run added, and labels that differ.
 
 Sides are run in turn, on equally many threads, each after a run on few points that compiles. Rows go to
 ``bench/results/large.jsonl``; ``--readme bench/README.md`` makes a table of the last ones, and runs nothing.
@@ -36,9 +39,9 @@ from bench._environment import ROOT, cpu_stamp
 from bench._memory import peak_anonymous
 from bench.report import replace_between_markers
 from bench.scale import Points, write_npy
-from fastdc import GaussianMixture, KMeans, MiniBatchKMeans
+from fastdc import DBSCAN, BisectingKMeans, GaussianMixture, KMeans, MiniBatchKMeans
 from fastdc.data import open_rows
-from fastdc.neighbors import save_knn
+from fastdc.neighbors import knn, save_knn
 from fastdc.neighbors.recall import drawn
 
 BEGIN, END = "<!-- large:begin -->", "<!-- large:end -->"
@@ -158,13 +161,32 @@ def write_sheets(path: Path, points: Points) -> None:
         done += len(piece)
 
 
+def in_files(path: Path, options: Any) -> dict[str, Result]:
+    source, x = open_rows(path), np.load(path)
+    near = knn(torch.from_numpy(x[:200_000]), 10, torch.from_numpy(x[-500:])).distances[:, -1]
+    models = (BisectingKMeans(options.k, random_state=0, device="cpu"), DBSCAN(0.6 * float(near.median()), 10))
+    found: dict[str, Result] = {}
+    for model in models:
+        clone(model).fit(x[:5000])  # compiles
+        labels = []
+        for place, rows in (("file", source), ("memory", x)):
+            with peak_anonymous() as peak:
+                seconds = seconds_of(lambda model=model, rows=rows: model.fit(rows))  # type: ignore[misc]
+            labels.append(model.labels_)
+            result = {"seconds": seconds, "peak_anonymous_bytes": float(peak[0])}
+            found[f"{type(model).__name__}, {place}"] = result
+        result["labels_that_differ"] = float((labels[0] != labels[1]).sum())
+    return found
+
+
 CASES = {
     "minibatch": Case(10_000_000, 64, 1000, mini_batch),
     "many_clusters": Case(2_000_000, 32, 20_000, many_clusters),
     "mixture": Case(1_000_000, 16, 32, mixture),
     "neighbors": Case(1_000_000, 64, 1000, neighbors),
+    "in_files": Case(2_500_000, 8, 50, in_files),
 }
-PASSES = {"minibatch": 1, "many_clusters": 2, "mixture": 10, "neighbors": 1}
+PASSES = {"minibatch": 1, "many_clusters": 2, "mixture": 10, "neighbors": 1, "in_files": 1}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
