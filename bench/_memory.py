@@ -101,16 +101,17 @@ def _sampled_peak(function: Callable[[], Any]) -> tuple[int, Any]:
 
 
 @contextlib.contextmanager
-def peak_anonymous() -> Iterator[list[int]]:
-    """A list that holds, after the block, the most bytes of anonymous memory that the block added; looks often.
+def peak_anonymous(every: float = 2e-3) -> Iterator[list[int]]:
+    """A list that holds, after the block, the most bytes of anonymous memory that the block added.
 
-    Pages of a mapped file do not count: they can be dropped at any time.
+    Pages of a mapped file do not count: they can be dropped at any time. It looks once in ``every`` seconds, which
+    takes time from a block that is busy in Python.
     """
     before = _kilobytes(_STATUS, "RssAnon")
     peak, done = [0], threading.Event()
 
     def watch() -> None:
-        while not done.wait(5e-4):
+        while not done.wait(every):
             peak[0] = max(peak[0], _kilobytes(_STATUS, "RssAnon") - before)
 
     watcher = threading.Thread(target=watch)

@@ -174,7 +174,6 @@ def _mini_batch(rows: Any, case: Case, path: Path, iterations: int) -> float:
     def seconds(passes: int) -> float:
         return seconds_of(lambda: MiniBatchKMeans(case.k, max_iter=passes, **options).fit(rows))
 
-    seconds(1)  # maps the file's pages
     return seconds(2) - seconds(1)
 
 

@@ -106,7 +106,7 @@ def main() -> None:
         run(x)  # compiles
         base = resident_bytes("cpu")
         if name.endswith("in_files"):
-            with peak_anonymous() as counted:
+            with peak_anonymous(5e-4) as counted:
                 run(x)
         else:
             counted = [peak_during(lambda call=run, rows=x: call(rows), "cpu")[0] - base]
