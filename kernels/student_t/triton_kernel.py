@@ -161,6 +161,7 @@ class _Job:
         self.precision = product_precision(precision, self.d, self.dtype)
         self.chip = chip_of(x)
         choose, is_wide = launch_beside if beside else launch, in_wide_pieces(x)
+        self.few_registers = not (is_wide or beside)  # left by the addresses of narrow rows
         self.launches: dict[Kind, Launch] = {
             kind: choose(self.k, is_wide, self.precision, self.dtype.itemsize, self.chip, kind) for kind in KINDS
         }
@@ -282,6 +283,6 @@ def _centers(job: _Job, target: _Target, scale: Tensor, need_centers: bool) -> T
         (n_splits, job.center_programs("centers")),
         *job.points, job.steepest, job.mass, *target.arguments, scale, partial, rows,
         *job.sizes, target.n_features,
-        ALPHA=job.alpha, PRECISION=job.precision, **target.constants,
+        ALPHA=job.alpha, PRECISION=job.precision, FEW_REGISTERS=job.few_registers, **target.constants,
     )  # fmt: skip
     return partial.sum(dim=0, dtype=torch.float64).neg_().to(job.dtype)

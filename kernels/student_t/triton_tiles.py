@@ -52,7 +52,7 @@ def raised(value, EXPONENT: tl.constexpr):
 @triton.jit
 def times_log(factor, value):
     """factor ln value, zero where the factor is zero."""
-    return tl.where(factor == 0.0, 0.0, factor * tl.log(tl.where(factor == 0.0, 1.0, value)))
+    return factor * tl.log(tl.where(factor == 0.0, 1.0, value))
 
 
 @triton.jit
@@ -87,13 +87,19 @@ def _student_t_mass_kernel(
     mass, mass_lost, extra, extra_lost = zero, zero, zero, zero
     smallest = zero + float("inf")
     nearest = tl.zeros([BLOCK_N], tl.int32)
-    for start in range(0, K, BLOCK_K):
+    for start in tl.range(0, K, BLOCK_K, disable_licm=MODE == STATISTICS):  # no registers left to hold addresses in
         offs_k = start + tl.arange(0, BLOCK_K).to(tl.int64)
         mask_k = offs_k < K
         sq_dists, _ = sq_dist_tile(
             x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd, shifted_ptr,
             offs_n, offs_k, N, K, D, ACC, PRECISION, BLOCK_D,
         )  # fmt: skip
+        if MODE == STATISTICS:  # before the distances become slopes
+            candidates = tl.where(mask_k[None, :] & (sq_dists == sq_dists), sq_dists, float("inf"))
+            closest = tl.min(candidates, axis=1)
+            index = tl.argmin(candidates, axis=1, tie_break_left=True)
+            nearest = tl.where(closest < smallest, start + index, nearest)
+            smallest = tl.minimum(closest, smallest)
         slope = slope_of(sq_dists, mask_k, ALPHA, ACC)
         larger = tl.maximum(steepest, tl.max(slope, axis=1))
         shrink = relative(steepest, larger, ALPHA)
@@ -111,11 +117,6 @@ def _student_t_mass_kernel(
             extra, extra_lost = add_compensated(extra * shrink, extra_lost * shrink, tl.sum(weight * g, axis=1))
         elif MODE == STATISTICS:
             extra = shrink * (extra + times_log(mass, shrink)) + tl.sum(times_log(weight, weight), axis=1)
-            candidates = tl.where(mask_k[None, :] & (sq_dists == sq_dists), sq_dists, float("inf"))
-            closest = tl.min(candidates, axis=1)
-            index = tl.argmin(candidates, axis=1, tie_break_left=True)
-            nearest = tl.where(closest < smallest, start + index, nearest)
-            smallest = tl.minimum(closest, smallest)
         mass, mass_lost = add_compensated(mass * shrink, mass_lost * shrink, tl.sum(weight, axis=1))
     tl.store(steepest_ptr + offs_n, steepest, mask=mask_n)
     tl.store(mass_ptr + offs_n, mass, mask=mask_n)
@@ -287,15 +288,18 @@ def _student_t_centers_kernel(
     t_ptr, stride_tn, stride_td, tc_ptr, stride_tk, stride_tcd, tshifted_ptr, tsteepest_ptr, tsum_ptr,
     gain_ptr, scale_ptr, partial_ptr, rows_a_split, N, K, D, DT,
     ALPHA: tl.constexpr, POWER: tl.constexpr, SOURCE: tl.constexpr,
-    PRECISION: tl.constexpr, T_PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, T_PRECISION: tl.constexpr, FEW_REGISTERS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Minus the gradient of one tile of centers from one part of the rows, into partial (parts, K, D)."""
+    """Minus the gradient of one tile of centers from one part of the rows, into partial (parts, K, D).
+
+    FEW_REGISTERS: addresses that stay the same are made anew for each tile, instead of being held.
+    """
     ACC: tl.constexpr = mass_ptr.dtype.element_ty
     split = tl.program_id(0).to(tl.int64)
     offs_k = tl.program_id(1).to(tl.int64) * BLOCK_K + tl.arange(0, BLOCK_K)
     first = split * rows_a_split
-    for start in range(first, tl.minimum(first + rows_a_split, N), BLOCK_N):
+    for start in tl.range(first, tl.minimum(first + rows_a_split, N), BLOCK_N, disable_licm=FEW_REGISTERS):
         offs_n = start + tl.arange(0, BLOCK_N)
         weights, _, near = _gradient_tile(
             x_ptr, stride_xn, stride_xd, c_ptr, stride_ck, stride_cd, shifted_ptr, steepest_ptr, mass_ptr,
