@@ -120,6 +120,18 @@ def row_splits(n: int, n_columns: int, bytes_a_split: int, block_n: int, chip: C
     return -(-n // rows), rows
 
 
+def other_splits(n_programs: int, n_others: int, least: int, block: int, chip: Chip) -> tuple[int, int]:
+    """(number of parts, others of each but the last) where programs own rows and go over all others.
+
+    Others are centers or points, of which a tile holds ``block`` and a part ``least`` at least. ``n_programs`` work on
+    one part; where they are two a multiprocessor or more, there is one part.
+    """
+    wanted = 1 if n_programs >= 2 * chip.n_processors else -(-4 * chip.n_processors // max(1, n_programs))
+    n_splits = max(1, min(wanted, n_others // least))
+    others = max(1, -(-n_others // (n_splits * block))) * block
+    return max(1, -(-n_others // others)), others
+
+
 def filled(values: Sequence[float], like: Tensor, dtype: torch.dtype) -> Tensor:
     """A vector of numbers on the device of ``like``, written there: a CUDA graph records no copy from the CPU."""
     return torch.cat([torch.full((1,), value, dtype=dtype, device=like.device) for value in values])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastdc.kernels.kmeans import custom_ops, kmeans_plusplus, kmeans_step, nearest_center
+from fastdc.kernels.kmeans import custom_ops, kmeans_plusplus, kmeans_step, nearest_center, triton_kernel
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = [(1, 1, 1), (7, 3, 5), (130, 10, 33), (140, 129, 64), (65, 127, 17)]  # n, k, d
@@ -160,6 +160,23 @@ def test_reduced_precision_returns_true_distances(precision, digits):
     assert torch.allclose(got.sq_dists.double(), truth.gather(1, got.labels[:, None])[:, 0], rtol=1e-5)
     reach = x.norm(dim=1) * (centers - centers.mean(0)).norm(dim=1).max()
     assert bool((got.sq_dists <= truth.amin(1) + 8 * 2.0**-digits * reach).all())
+
+
+@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])  # the second one decides nothing anew
+def test_centers_in_parts_are_those_in_one(precision, monkeypatch):
+    """Few rows against many centers: equal ones in the first and last part, none that is finite in another."""
+    x, centers = make_points(70, 260, 19)
+    centers[96:256], centers[256:] = torch.nan, centers[:4]
+    x[0], x[1:5] = torch.nan, centers[:4]
+    monkeypatch.setattr(triton_kernel, "LEAST_CENTERS", 64)
+    labels, sq_dists = nearest_center(x, centers, backend="triton", precision=precision)
+    monkeypatch.setattr(triton_kernel, "LEAST_CENTERS", 1000)
+    whole = nearest_center(x, centers, backend="triton", precision=precision)
+    assert torch.equal(labels, whole.labels)
+    assert torch.equal(sq_dists.view(torch.int32), whole.sq_dists.view(torch.int32))
+    assert labels[:5].tolist() == [-1, 0, 1, 2, 3]
+    assert labels.max() < 96
 
 
 def test_opcheck():

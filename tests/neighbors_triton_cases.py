@@ -99,6 +99,26 @@ def test_doubtful_queries_are_searched_by_differences(monkeypatch):
     assert sum(searched) == 0
 
 
+@pytest.mark.usefixtures("_poisoned")
+@pytest.mark.parametrize("precision", ["tf32x3", "tf32"])  # the second one searches nothing anew
+def test_points_in_parts_are_those_in_one(precision, monkeypatch):
+    """Few queries against many points, equally near ones in all parts, and parts that hold fewer than are wanted."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 4, (300, 3), generator=generator).float()
+    x[100:220] = torch.nan
+    queries = x[:6].clone()
+    monkeypatch.setattr(triton_kernel, "MOST_PLACES", {4: 16, 8: 16})
+    for n_neighbors in (5, 20):  # one launch and two
+        monkeypatch.setattr(triton_kernel, "LEAST_POINTS", 2)
+        found = find(x, n_neighbors, queries, precision=precision)
+        monkeypatch.setattr(triton_kernel, "LEAST_POINTS", 1000)
+        whole = find(x, n_neighbors, queries, precision=precision)
+        assert torch.equal(found.indices, whole.indices)
+        assert torch.equal(found.distances, whole.distances)
+        if precision == "tf32x3":
+            assert torch.equal(found.indices, exact_knn(x, n_neighbors, queries)[1])
+
+
 def test_far_from_the_origin():
     x = make_points(60, 5) + 1e4
     assert torch.equal(find(x, 4).indices, exact_knn(x, 4)[1])

@@ -21,6 +21,21 @@ def test_launch_is_a_function_of_numbers():
     assert launch(64, 4, "tf32", 65536).num_stages == 1
 
 
+def test_parts_of_centers_and_points():
+    from fastdc.kernels._triton import Chip, other_splits
+
+    chip = Chip(n_processors=100, capability=90)
+    assert other_splits(200, 10**6, 256, 64, chip) == (1, 10**6)  # rows alone are two programs a multiprocessor
+    assert other_splits(199, 10**6, 256, 64, chip)[0] == 3
+    assert other_splits(1, 2000, 256, 64, chip) == (7, 320)
+    assert other_splits(1, 500, 256, 64, chip) == (1, 512)
+    assert other_splits(0, 0, 256, 64, chip) == (1, 64)
+    for n_programs in (1, 3, 50):
+        n_parts, others = other_splits(n_programs, 12345, 128, 32, chip)
+        assert others % 32 == 0
+        assert (n_parts - 1) * others < 12345 <= n_parts * others
+
+
 def test_interpreted(interpreted):
     assert "passed" in interpreted(PYTEST)
 

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import ALL_REGISTERS, chip_of, in_wide_pieces
+from fastdc.kernels._triton import ALL_REGISTERS, chip_of, in_wide_pieces, other_splits
 from fastdc.kernels.kmeans import triton_tiles as tiles
 
 PIECE = 512  # sorted rows that one program sums
+LEAST_CENTERS = 256  # of a part, where rows are too few to fill a GPU
 SEEDING_ROWS = 128  # rows of a program, and of a block, of k-means++
 HOPPER_SHARED_MEMORY, AMPERE_SHARED_MEMORY = 200_000, 99_000  # bytes of one program, at least
 UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -65,34 +66,39 @@ def nearest_center(x: Tensor, centers: Tensor, precision: str) -> tuple[Tensor, 
     labels = torch.empty(n, dtype=torch.int64, device=x.device)
     sq_dists = torch.empty(n, dtype=dtype, device=x.device)
     unsure = torch.empty(n, dtype=torch.int8, device=x.device)
-    choice = launch(d, dtype.itemsize, precision, chip_of(x).shared_bytes)
+    chip = chip_of(x)
+    choice = launch(d, dtype.itemsize, precision, chip.shared_bytes)
+    n_blocks = triton.cdiv(n, choice.block_n)
+    n_parts, centers_a_part = other_splits(n_blocks, len(raw), LEAST_CENTERS, choice.block_k, chip)
+    of_parts = (n_parts, n) if n_parts > 1 else (0, 0)
+    scores = torch.empty((2, *of_parts), dtype=dtype, device=x.device)
+    nearest = torch.empty(of_parts, dtype=torch.int32, device=x.device)
     slope, constant = SPLIT_ERROR.get(precision, (0, 0))
+    rows = (x.stride(0), x.stride(1), 2.0 * (slope * d + constant) * UNIT[dtype], TINY[dtype])
+    found = (labels, sq_dists, unsure, scores, nearest)
+    tile = {"BLOCK_N": choice.block_n, "BLOCK_D": choice.block_d, "num_warps": choice.num_warps}
     with torch.cuda.device_of(x):
-        tiles._nearest_center_kernel[(triton.cdiv(n, choice.block_n),)](
+        tiles._nearest_center_kernel[(n_blocks, n_parts)](
             x,
             raw,
             shift,
             factors,
             offsets,
-            labels,
-            sq_dists,
-            unsure,
+            *found,
+            centers_a_part,
             n,
             len(raw),
             d,
-            x.stride(0),
-            x.stride(1),
-            2.0 * (slope * d + constant) * UNIT[dtype],
-            TINY[dtype],
-            BLOCK_N=choice.block_n,
+            *rows,
+            **tile,
             BLOCK_K=choice.block_k,
-            BLOCK_D=choice.block_d,
             PRECISION="ieee" if precision == "bf16" else precision,
             IN_BF16=precision == "bf16",
-            num_warps=choice.num_warps,
             num_stages=choice.num_stages,
             **ALL_REGISTERS,
         )
+        if n_parts > 1:  # in the same tiles: sums over features in the same order
+            tiles._nearest_of_parts_kernel[(n_blocks,)](x, raw, shift, *found, n_parts, n, d, *rows, **tile)
         if precision not in REDUCED:
             tiles._decide_kernel[(triton.cdiv(n, 16),)](
                 x,

@@ -18,6 +18,9 @@ def _nearest_center_kernel(
     labels_ptr,
     sq_dists_ptr,
     unsure_ptr,
+    scores_ptr,
+    nearest_ptr,
+    centers_a_part,
     N,
     K,
     D,
@@ -31,16 +34,21 @@ def _nearest_center_kernel(
     PRECISION: tl.constexpr,
     IN_BF16: tl.constexpr,
 ):
-    """Online argmin of offsets[j] - x.factors[j]; true distances; unsure where rounding may have decided."""
+    """Online argmin of offsets[j] - x.factors[j]; true distances; unsure where rounding may have decided.
+
+    Where centers come in parts, the least two scores (2, parts, N) and the nearest center (parts, N) of each instead.
+    """
     dtype = factors_ptr.dtype.element_ty
     infinity = float("inf")
+    part, n_parts = tl.program_id(1), tl.num_programs(1)
+    start_k = part * centers_a_part
     offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     mask_n = offs_n < N
     rows_ptr = x_ptr + offs_n[:, None] * stride_xn
     best = tl.full([BLOCK_N], infinity, dtype)
     second = tl.full([BLOCK_N], infinity, dtype)
     nearest = tl.zeros([BLOCK_N], tl.int32)
-    for first_k in range(0, K, BLOCK_K):
+    for first_k in range(start_k, tl.minimum(start_k + centers_a_part, K), BLOCK_K):
         offs_k = first_k + tl.arange(0, BLOCK_K)
         mask_k = offs_k < K
         product = tl.zeros([BLOCK_N, BLOCK_K], dtype)
@@ -64,8 +72,69 @@ def _nearest_center_kernel(
         nearest = tl.where(tile_best < best, first_k + tile_index, nearest)
         best = tl.minimum(best, tile_best)
 
-    sq_dist = tl.zeros([BLOCK_N], dtype)
-    sq_norm = tl.zeros([BLOCK_N], dtype)
+    if n_parts > 1:
+        place = part.to(tl.int64) * N + offs_n
+        tl.store(scores_ptr + place, best, mask_n)
+        tl.store(scores_ptr + n_parts.to(tl.int64) * N + place, second, mask_n)
+        tl.store(nearest_ptr + place, nearest, mask_n)
+    else:
+        _measure(
+            x_ptr, centers_ptr, shift_ptr, labels_ptr, sq_dists_ptr, unsure_ptr, best, second, nearest,
+            offs_n, mask_n, D, stride_xn, stride_xd, error, tiny, BLOCK_D,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["N", "n_parts"])
+def _nearest_of_parts_kernel(
+    x_ptr,
+    centers_ptr,
+    shift_ptr,
+    labels_ptr,
+    sq_dists_ptr,
+    unsure_ptr,
+    scores_ptr,
+    nearest_ptr,
+    n_parts,
+    N,
+    D,
+    stride_xn,
+    stride_xd,
+    error,
+    tiny,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """What ``_nearest_center_kernel`` finds of all centers, from what it has found of each part, in their order."""
+    dtype = scores_ptr.dtype.element_ty
+    offs_n = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask_n = offs_n < N
+    best = tl.full([BLOCK_N], float("inf"), dtype)
+    second = tl.full([BLOCK_N], float("inf"), dtype)
+    nearest = tl.zeros([BLOCK_N], tl.int32)
+    for part in range(0, n_parts):
+        place = tl.cast(part, tl.int64) * N + offs_n
+        part_best = tl.load(scores_ptr + place, mask_n, float("inf"))
+        part_second = tl.load(scores_ptr + tl.cast(n_parts, tl.int64) * N + place, mask_n, float("inf"))
+        part_nearest = tl.load(nearest_ptr + place, mask_n, 0)
+        second = tl.minimum(tl.maximum(best, part_best), tl.minimum(second, part_second))
+        nearest = tl.where(part_best < best, part_nearest, nearest)
+        best = tl.minimum(best, part_best)
+    _measure(
+        x_ptr, centers_ptr, shift_ptr, labels_ptr, sq_dists_ptr, unsure_ptr, best, second, nearest,
+        offs_n, mask_n, D, stride_xn, stride_xd, error, tiny, BLOCK_D,
+    )  # fmt: skip
+
+
+@triton.jit
+def _measure(
+    x_ptr, centers_ptr, shift_ptr, labels_ptr, sq_dists_ptr, unsure_ptr, best, second, nearest,
+    offs_n, mask_n, D, stride_xn, stride_xd, error, tiny, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Labels, true distances, and whether rounding may have decided, of rows and their least two scores."""
+    dtype = sq_dists_ptr.dtype.element_ty
+    rows_ptr = x_ptr + offs_n[:, None] * stride_xn
+    sq_dist = tl.zeros([offs_n.shape[0]], dtype)
+    sq_norm = tl.zeros([offs_n.shape[0]], dtype)
     for first_d in range(0, D, BLOCK_D):
         offs_d = first_d + tl.arange(0, BLOCK_D)
         mask = mask_n[:, None] & (offs_d < D)[None, :]
@@ -77,7 +146,7 @@ def _nearest_center_kernel(
     norm = tl.sqrt(sq_norm)
     reach = norm + tl.sqrt(sq_dist)  # a nearer center has at most this norm, which bounds its score's error
     sure = second - best > error * reach * (norm + 0.5 * reach) + tiny
-    tl.store(labels_ptr + offs_n, tl.where(sq_dist < infinity, nearest, -1).to(tl.int64), mask_n)
+    tl.store(labels_ptr + offs_n, tl.where(sq_dist < float("inf"), nearest, -1).to(tl.int64), mask_n)
     tl.store(sq_dists_ptr + offs_n, sq_dist, mask_n)
     tl.store(unsure_ptr + offs_n, (sure == 0).to(tl.int8), mask_n)
 

@@ -16,13 +16,14 @@ import triton
 from torch import Tensor
 
 from fastdc.kernels._precision import working_dtype
-from fastdc.kernels._triton import ALL_REGISTERS
+from fastdc.kernels._triton import ALL_REGISTERS, chip_of, other_splits
 from fastdc.kernels.neighbors import triton_tiles as tiles
 from fastdc.kernels.neighbors.points import METRICS, distances_of, is_finite_row, keys_of, metric_rows
 from fastdc.kernels.neighbors.reference import largest_key
 from fastdc.kernels.neighbors.rescore import CHUNK_BYTES, best_keys
 
 MOST_PLACES = {4: 64, 8: 32}  # candidates that one launch keeps for a query, by the bytes of a score
+LEAST_POINTS = 8  # of a part, for each candidate that is kept of it, where queries are too few to fill a GPU
 UNIT = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 TINY = {torch.float32: 1e-37, torch.float64: 1e-300}
 REDUCED = ("tf32", "bf16")  # precisions that may miss a neighbour
@@ -178,21 +179,24 @@ def _launches(
     dtype = torch.float64 if options["EXACT"] else rows.dtype
     places = min(MOST_PLACES[dtype.itemsize], max(16, triton.next_power_of_2(wanted)))
     choice = launch(dtype.itemsize, options["PRECISION"])
+    n_blocks = triton.cdiv(m, choice.block_m)
+    n_parts, points_a_part = other_splits(n_blocks, n, LEAST_POINTS * places, choice.block_n, chip_of(rows))
     scores, indices = [], []
     floor, floor_index = torch.empty(1, dtype=dtype, device=rows.device), own
     for number in range(triton.cdiv(wanted, places)):
-        scores.append(torch.empty((m, places), dtype=dtype, device=rows.device))
-        indices.append(torch.empty((m, places), dtype=torch.int64, device=rows.device))
+        found = torch.empty((m, n_parts * places), dtype=dtype, device=rows.device)
+        which = torch.empty((m, n_parts * places), dtype=torch.int64, device=rows.device)
         with torch.cuda.device_of(rows):
-            tiles._candidates_kernel[(triton.cdiv(m, choice.block_m),)](
+            tiles._candidates_kernel[(n_blocks, n_parts)](
                 rows,
                 points,
                 offsets,
                 own,
                 floor,
                 floor_index,
-                scores[-1],
-                indices[-1],
+                found,
+                which,
+                points_a_part,
                 m,
                 n,
                 d,
@@ -207,9 +211,20 @@ def _launches(
                 num_stages=1,
                 **ALL_REGISTERS,
             )
+        if n_parts > 1:
+            found, which = _least(found, which, places)
+        scores.append(found)
+        indices.append(which)
         floor = scores[-1].amax(dim=1)
         floor_index = torch.where(scores[-1] == floor[:, None], indices[-1], -1).amax(dim=1)
     return torch.cat(scores, dim=1), torch.cat(indices, dim=1)
+
+
+def _least(scores: Tensor, indices: Tensor, places: int) -> tuple[Tensor, Tensor]:
+    """Of each row the least scores, of equal ones those of the lowest indices."""
+    indices, order = indices.sort(dim=1)
+    scores, last = scores.gather(1, order).sort(dim=1, stable=True)
+    return scores[:, :places], indices.gather(1, last[:, :places])
 
 
 def _within(

@@ -67,6 +67,7 @@ def _candidates_kernel(
     floor_indices_ptr,
     scores_ptr,
     indices_ptr,
+    points_a_part,
     M,
     N,
     D,
@@ -80,7 +81,9 @@ def _candidates_kernel(
     BLOCK_D: tl.constexpr,
     PLACES: tl.constexpr,
 ):
-    """The PLACES points of least score for each query, in no order: scores and indices, -1 where a place is free.
+    """The PLACES points of least score for each query in each part of the points, in no order.
+
+    Scores and indices are (M, parts, PLACES), infinite and -1 where a place is free.
 
     The score is the key (EXACT), or the point's offset less the product of factors. Equal scores go by index.
     With a floor only points beyond (floor score, floor index) count.
@@ -97,7 +100,9 @@ def _candidates_kernel(
     if HAS_FLOOR:
         floor = tl.load(floor_scores_ptr + offs_m, mask_m, infinity)[:, None]
         floor_index = tl.load(floor_indices_ptr + offs_m, mask_m, 0)[:, None]
-    for first in range(0, N, BLOCK_N):
+    part = tl.program_id(1)
+    start = part * points_a_part
+    for first in range(start, tl.minimum(start + points_a_part, N), BLOCK_N):
         offs_n = first + tl.arange(0, BLOCK_N)
         if EXACT:
             score = _keys(q_ptr, x_ptr, offs_m, offs_n, M, N, D, METRIC)
@@ -117,7 +122,7 @@ def _candidates_kernel(
             indices = tl.where(place, first + column[:, None], indices)
             score = tl.where(enters & (tl.arange(0, BLOCK_N)[None, :] == column[:, None]), infinity, score)
             worst = tl.where(mask_m, tl.max(best, 1), -infinity)
-    outputs = offs_m[:, None] * PLACES + places[None, :]
+    outputs = (offs_m[:, None] * tl.num_programs(1) + part) * PLACES + places[None, :]
     tl.store(scores_ptr + outputs, best, mask_m[:, None])
     tl.store(indices_ptr + outputs, tl.where(best < infinity, indices, -1).to(tl.int64), mask_m[:, None])
 
