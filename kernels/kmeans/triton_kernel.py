@@ -2,8 +2,9 @@
 
 Scores come from a product of rows and centers shifted by the mean of the centers. Rows whose label that product's
 rounding may have decided are marked and decided anew by differences, in a second launch that reads one byte a
-row. Sums need no float atomics: rows are sorted by label and cut into pieces that belong to one cluster each,
-pieces are summed one a program, and clusters from their pieces in order.
+row. Where rows are too few to fill a GPU, several programs share the centers of a row, and a second launch takes the
+nearest of theirs. Sums need no float atomics: rows are sorted by label and cut into pieces that belong to one
+cluster each, pieces are summed one a program, and clusters from their pieces in order.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """GPU kernels: candidates by products, measured by differences in float64, and searched anew where in doubt.
 
 A kernel keeps the points of least score of each query in registers while it runs over tiles of points; for more
-neighbours than it has places it runs again beyond the last one found. A query is sure of its neighbours when the
-farthest of them, with all that rounding may have done to a product, still beats the last candidate; the others,
-few if any, are searched by differences alone.
+neighbours than it has places it runs again beyond the last one found. Where queries are too few to fill a GPU,
+several programs share the points of a query, and the best of what they have kept are kept. A query is sure of its
+neighbours when the farthest of them, with all that rounding may have done to a product, still beats the last
+candidate; the others, few if any, are searched by differences alone.
 """
 
 from __future__ import annotations
