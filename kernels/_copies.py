@@ -50,7 +50,7 @@ def copy_space(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile() as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, n_bytes)  # a full disk shows here, and not where a page is written
+            _reserve(file.fileno(), n_bytes)
         except OSError as error:
             folder = tempfile.gettempdir()
             raise OSError(
@@ -59,6 +59,14 @@ def copy_space(shape: tuple[int, ...], dtype: np.dtype) -> NDArray:
                 "environment variable TMPDIR to a folder that has it",
             ) from error
         return np.frombuffer(mmap.mmap(file.fileno(), n_bytes), dtype).reshape(shape)
+
+
+def _reserve(descriptor: int, n_bytes: int) -> None:
+    """Room on the disk, where it can be asked for: a full disk shows here, and not where a page is written."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, n_bytes)
+    else:
+        os.truncate(descriptor, n_bytes)
 
 
 def copy_tensor(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -146,6 +146,15 @@ def test_copies_are_in_memory_again_afterwards(in_files):
     assert in_files == [120]
 
 
+def test_systems_that_cannot_reserve_room(monkeypatch):
+    monkeypatch.setattr(_copies, "LEAST_BYTES", 1)
+    monkeypatch.delattr(os, "posix_fallocate")
+    with _copies.copies_in_files():
+        space = _copies.copy_space((5, 3), np.dtype(np.float32))
+    space[:] = 2.0
+    assert space.sum() == 30
+
+
 def test_small_copies_are_in_memory(points):
     before = set(os.listdir("/proc/self/fd"))
     with _copies.copies_in_files():
