@@ -17,7 +17,7 @@ from tests.neighbors_cases import METRICS, make_points
 class OnDevice(torch.Tensor):
     """A tensor that says it lies on a GPU, and that must not be brought to the host."""
 
-    is_cuda = True
+    is_cuda, is_cpu = True, False
 
     def get_device(self):
         return 3
