@@ -164,7 +164,10 @@ def write_sheets(path: Path, points: Points) -> None:
 def in_files(path: Path, options: Any) -> dict[str, Result]:
     source, x = open_rows(path), np.load(path)
     near = knn(torch.from_numpy(x[:200_000]), 10, torch.from_numpy(x[-500:])).distances[:, -1]
-    models = (BisectingKMeans(options.k, random_state=0, device="cpu"), DBSCAN(0.6 * float(near.median()), 10))
+    models = (
+        BisectingKMeans(options.k, random_state=0, device="cpu"),
+        DBSCAN(0.6 * float(near.median()), 10, device="cpu"),
+    )
     found: dict[str, Result] = {}
     for model in models:
         clone(model).fit(x[:5000])  # compiles

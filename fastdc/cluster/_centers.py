@@ -45,10 +45,7 @@ class CenterModel(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin, C
         if not isinstance(x, StreamedRows):
             return give_back(_distances(x, centers), X)
         distances = torch.empty((len(x), len(centers)), dtype=x.dtype, device=x.device)
-        with x.blocks() as blocks:
-            for start, rows in blocks:
-                distances[start : start + len(rows)] = _distances(rows, centers)
-        return give_back(distances, X)
+        return give_back(x.fill(distances, lambda rows: _distances(rows, centers)), X)
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """The negative inertia of ``X``: the higher the better the centers fit."""

@@ -7,7 +7,6 @@ that kernels make of them. Pages of files take no memory that is not free.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastdc._input import as_tensor, read_points
-from fastdc.data import RowSource, iter_chunks
+from fastdc._input import read_points
+from fastdc.data import RowSource
 from fastdc.kernels._copies import copies_in_files, copy_rows, copy_space
 from fastdc.kernels.neighbors.points import is_finite_row
 
@@ -55,12 +54,12 @@ def mapped(source: RowSource) -> np.ndarray | Tensor:
     seen = source.view(0, len(source))
     if seen is not None:
         return seen
-    whole = as_tensor(copy_space(source.shape, source.dtype))
+    whole = copy_space(source.shape, source.dtype)
     rows = max(1, READ_BYTES // (source.shape[1] * source.dtype.itemsize))
-    with closing(iter_chunks(source, rows)) as chunks:  # type: ignore[type-var]
-        for start, x in chunks:
-            whole[start : start + len(x)] = x
-    return whole.numpy()
+    for start in range(0, len(source), rows):
+        stop = min(start + rows, len(source))
+        source.read(start, stop, whole[start:stop])
+    return whole
 
 
 def finite_rows(x: Tensor, *, check: bool) -> tuple[Tensor, Tensor | None]:

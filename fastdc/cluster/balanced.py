@@ -15,7 +15,6 @@ from fastdc._input import give_back, read_count, read_seed
 from fastdc.cluster._centers import CenterModel
 from fastdc.cluster._whole import files_for_sources, finite_rows, read_whole, spread
 from fastdc.cluster.kmeans import KMeans
-from fastdc.data import RowSource
 from fastdc.kernels.kmeans import balanced_assignment
 from fastdc.kernels.pairwise import cluster_dispersion
 
@@ -65,8 +64,8 @@ class BalancedKMeans(CenterModel):
     Notes
     -----
     Results are the same bits for any number of threads. Memory: 48 bytes a row beside X; never n_samples x n_clusters.
-    A row source takes no memory: what cannot be seen where it lies, and copies of rows, are in temporary files (the
-    environment variable TMPDIR says where).
+    The rows of a source take little memory: those that cannot be seen where they lie, and copies of 64 MB and more, are
+    in temporary files (the environment variable TMPDIR says where).
 
     References
     ----------
@@ -130,7 +129,7 @@ class BalancedKMeans(CenterModel):
                 f"capacity={capacity} leaves room for {capacity * n_clusters} rows of {len(x)}; it must be at least "
                 f"{-(-len(x) // n_clusters)}, or None"
             )
-        centers = self._plain_centers(x, n_clusters, "lloyd" if isinstance(X, RowSource) else "auto")
+        centers = self._plain_centers(x, n_clusters)
         history: list[dict[str, Any]] = []
         labels, converged = torch.empty(0), False
         for iteration in range(1, max_iter + 1):
@@ -160,11 +159,9 @@ class BalancedKMeans(CenterModel):
         self.history_ = history
         return self
 
-    def _plain_centers(self, x: Tensor, n_clusters: int, algorithm: str) -> Tensor:
-        """Of the same bits whatever the algorithm; bounds take memory that a row source leaves free."""
-        options: dict[str, Any] = {"init": self.init, "n_init": self.n_init, "backend": self.backend}
+    def _plain_centers(self, x: Tensor, n_clusters: int) -> Tensor:
         random_state = np.random.default_rng(read_seed(self.random_state))
-        kmeans = KMeans(n_clusters, algorithm=algorithm, random_state=random_state, **options)
+        kmeans = KMeans(n_clusters, init=self.init, n_init=self.n_init, backend=self.backend, random_state=random_state)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # rows may repeat
             return kmeans.fit(x).cluster_centers_

@@ -76,8 +76,8 @@ class BisectingKMeans(CenterModel):
     be the nearest of all centers. It takes about 2 log2(n_clusters) distances a row where the tree is balanced.
     Results are the same bits for any number of threads. Memory: beside X 12 bytes a row, and a copy of the rows that
     are split, the first time none.
-    A row source takes no memory: what cannot be seen where it lies, and copies of rows, are in temporary files (the
-    environment variable TMPDIR says where).
+    The rows of a source take little memory: those that cannot be seen where they lie, and copies of 64 MB and more, are
+    in temporary files (the environment variable TMPDIR says where).
 
     References
     ----------
@@ -167,12 +167,7 @@ class BisectingKMeans(CenterModel):
     def predict(self, X: Any) -> Any:
         """The leaf of the tree that each row of ``X`` comes to, int32; -1 where it is not finite."""
         x, _ = self._read(X)
-        if not isinstance(x, StreamedRows):
-            return give_back(self._descend(x), X)
-        labels = new_labels(x)
-        with x.blocks() as blocks:
-            for start, rows in blocks:
-                labels[start : start + len(rows)] = self._descend(rows)
+        labels = x.fill(new_labels(x), self._descend) if isinstance(x, StreamedRows) else self._descend(x)
         return give_back(labels, X)
 
     def _descend(self, x: Tensor) -> Tensor:

@@ -53,8 +53,8 @@ class DBSCAN(Saveable, ClusterMixin, BaseEstimator):
     Memory: beside X two copies of it and 57 bytes a row; never a list of neighbours, however large ``eps`` is.
     Time: boxes of 64 points that lie apart are skipped, in few dimensions nearly all; in many dimensions every pair
     is measured, n_samples² n_features operations in three passes.
-    A row source takes no memory: what cannot be seen where it lies, and copies of rows, are in temporary files (the
-    environment variable TMPDIR says where).
+    The rows of a source take little memory: those that cannot be seen where they lie, and copies of 64 MB and more, are
+    in temporary files (the environment variable TMPDIR says where).
 
     References
     ----------

@@ -69,8 +69,8 @@ class DensityPeaks(Saveable, ClusterMixin, BaseEstimator):
     Memory: the neighbours, about 40 bytes each, and two copies of X; never n_samples x n_samples.
     Time: the search for neighbours, and for each point that is denser than all its neighbours (few) a search among
     all denser ones.
-    A row source takes no memory: what cannot be seen where it lies, and copies of rows, are in temporary files (the
-    environment variable TMPDIR says where).
+    The rows of a source take little memory: those that cannot be seen where they lie, and copies of 64 MB and more, are
+    in temporary files (the environment variable TMPDIR says where).
 
     References
     ----------

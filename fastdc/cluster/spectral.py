@@ -73,8 +73,8 @@ class SpectralClustering(Saveable, ClusterMixin, BaseEstimator):
     Memory: about 150 bytes a sample and neighbour, and about 8 (n_clusters + 40) bytes a sample for eigenvectors;
     never n_samples x n_samples. Factors of "shift_invert" take about 16 bytes an entry, some 50 entries a sample in
     the plane.
-    A row source takes no memory: what cannot be seen where it lies, and copies of rows, are in temporary files (the
-    environment variable TMPDIR says where).
+    The rows of a source take little memory: those that cannot be seen where they lie, and copies of 64 MB and more, are
+    in temporary files (the environment variable TMPDIR says where).
 
     References
     ----------

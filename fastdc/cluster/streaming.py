@@ -102,11 +102,14 @@ class StreamedRows:
 
     def labels(self, centers: Tensor, backend: str | None) -> Tensor:
         """Nearest center of each row, int32."""
-        labels = new_labels(self)
+        return self.fill(new_labels(self), lambda x: nearest_center(x, centers, backend=backend).labels)
+
+    def fill(self, out: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """``function`` of the rows into ``out``, a block at a time."""
         with self.blocks() as blocks:
             for start, x in blocks:
-                labels[start : start + len(x)] = nearest_center(x, centers, backend=backend).labels
-        return labels
+                out[start : start + len(x)] = function(x)
+        return out
 
 
 def block_of(n_features: int, dtype: np.dtype, most_rows: int) -> int:

@@ -13,13 +13,13 @@ from torch import Tensor
 from fastdc._input import give_back, read_count, read_seed
 from fastdc.cluster._spectral import graph_clusters, link_smallest
 from fastdc.cluster._whole import files_for_sources, finite_rows, read_whole, spread
-from fastdc.kernels._copies import map_rows
 from fastdc.kernels.self_expression import (
     SelfExpression,
     low_rank_self_expression,
     orthogonal_matching_pursuit,
     ridge_self_expression,
 )
+from fastdc.kernels.self_expression.reference import unit_rows
 from fastdc.persistence import Saveable
 
 METHODS = ("omp", "ridge", "low_rank")
@@ -71,8 +71,8 @@ class SubspaceClustering(Saveable, ClusterMixin, BaseEstimator):
     Memory: about 60 bytes for each sample and coefficient, a block of 64 MB of coefficients, and factors of
     n_samples x min(n_samples, n_features) for "ridge" and "low_rank"; never n_samples x n_samples.
     Subspaces go through the origin: subtract an offset first where there is one.
-    A row source takes no memory: what cannot be seen where it lies, and copies of rows, are in temporary files (the
-    environment variable TMPDIR says where).
+    The rows of a source take little memory: those that cannot be seen where they lie, and copies of 64 MB and more, are
+    in temporary files (the environment variable TMPDIR says where).
 
     References
     ----------
@@ -140,13 +140,9 @@ class SubspaceClustering(Saveable, ClusterMixin, BaseEstimator):
             codes = orthogonal_matching_pursuit(x, n_nonzero, self.tol, normalize=self.normalize, backend=self.backend)
             return _to_scipy(codes.crow_indices(), codes.col_indices(), codes.values())
         if self.normalize:
-            x = map_rows(x, _unit_rows)
+            x = unit_rows(x)
         expression = ridge_self_expression if self.method == "ridge" else low_rank_self_expression
         return _largest(expression(x, self.regularization), min(n_nonzero, len(x)))
-
-
-def _unit_rows(x: Tensor) -> Tensor:
-    return x / torch.linalg.vector_norm(x, dim=1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
 
 
 def _largest(codes: SelfExpression, n_kept: int) -> Any:

@@ -32,7 +32,7 @@ class LloydSteps:
     ----------
     x : Tensor of shape (n_samples, n_features)
         Or rows that come in blocks, given to :meth:`block` between :meth:`begin` and :meth:`end`: an object of that
-        ``shape``, with a ``dtype`` and ``device`` of torch, and of which ``x[numbers]`` are some rows.
+        length, with a ``dtype`` and ``device`` of torch, and of which ``x[numbers]`` are some rows.
     sample_weight : Tensor of shape (n_samples,) or None
         Those of blocks are given with each.
     algorithm : {"auto", "lloyd", "bounds"}
@@ -117,8 +117,7 @@ class LloydSteps:
         if self.memory is None:
             self.memory = Memory(self.x, centers)
         if self.algorithm == "auto" and not isinstance(self.x, Tensor) and self.memory.n_bytes > MOST_IN_FILES:
-            self.algorithm = "lloyd"
-            return False
+            return self._give_up()
         share, restless = self.memory.forecast.choose(centers, before, self.memory.restless)
         if self.algorithm == "auto" and not share < PAYING:
             return False
@@ -127,6 +126,9 @@ class LloydSteps:
         except OSError:  # a full disk
             if self.algorithm != "auto":
                 raise
-            self.algorithm = "lloyd"
-            return False
+            return self._give_up()
         return True
+
+    def _give_up(self) -> bool:
+        self.algorithm, self.memory = "lloyd", None
+        return False

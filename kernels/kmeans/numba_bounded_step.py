@@ -34,7 +34,7 @@ class Memory:
     """
 
     def __init__(self, x: Any, centers: Tensor) -> None:
-        self.n = x.shape[0]
+        self.n = len(x)
         self.home = _group(centers)
         self.n_homes = int(self.home.max()) + 1
         self.forecast = Forecast(x, self.home)

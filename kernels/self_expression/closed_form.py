@@ -14,7 +14,7 @@ from fastdc.kernels._precision import working_dtype
 
 ROWS_A_PRODUCT = 1 << 12  # rows converted to float64 at a time
 
-_OfRows = Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # left, right, diagonal
+_LeftOf = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # left and diagonal, of rows and their squared lengths
 
 
 class SelfExpression(NamedTuple):
@@ -164,7 +164,7 @@ def low_rank_self_expression(z: Tensor, regularization: float = 0.0, *, zero_dia
     resolution = max(torch.finfo(z.dtype).eps * max(z.shape), 1e-7)
     kept = squares > squares.max().clamp(min=torch.finfo(torch.float64).tiny) * resolution**2
     share = torch.where(kept, (1.0 - regularization / squares).clamp(min=0.0), 0.0)
-    found = _expression(z, singular, share.sqrt(), lambda factor: (factor, factor, factor.square().sum(1)))
+    found = _expression(z, singular, share.sqrt())
     return found if zero_diagonal else found._replace(diagonal=found.diagonal[:0])
 
 
@@ -195,24 +195,28 @@ def _left_singular(z: Tensor) -> _Singular:
     return _Singular((rows.double() @ turn for rows in z.split(ROWS_A_PRODUCT)), squares)
 
 
-def _expression(z: Tensor, singular: _Singular, weights: Tensor, of_rows: _OfRows) -> SelfExpression:
-    """Rows of the factors and the diagonal, from rows of the singular vectors times ``weights`` (r,)."""
+def _expression(z: Tensor, singular: _Singular, weights: Tensor, left_of: _LeftOf | None = None) -> SelfExpression:
+    """The right factor: the singular vectors times ``weights`` (r,). None as ``left_of``: the left one is the same."""
     dtype, n = working_dtype(z), len(z)
-    left, right = (copy_tensor((n, len(weights)), dtype, z.device) for _ in range(2))
+    right = copy_tensor((n, len(weights)), dtype, z.device)
+    left = right if left_of is None else copy_tensor((n, len(weights)), dtype, z.device)
     diagonal = torch.empty(n, dtype=dtype, device=z.device)
     start = 0
     for vectors in singular.parts:
         here = slice(start, start + len(vectors))
-        left[here], right[here], diagonal[here] = of_rows(vectors * weights)
+        factor = vectors * weights
+        own = factor.square().sum(1)
+        right[here] = factor
+        if left_of is not None:
+            left[here], own = left_of(factor, own)
+        diagonal[here] = own
         start = here.stop
     return SelfExpression(left, right, diagonal)
 
 
-def _by_inverse(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    own = factor.square().sum(1)
-    return -factor / own[:, None], factor, -torch.ones_like(own)
+def _by_inverse(factor: Tensor, own: Tensor) -> tuple[Tensor, Tensor]:
+    return -factor / own[:, None], -torch.ones_like(own)
 
 
-def _by_hat(factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    hat = factor.square().sum(1)
-    return factor / (1.0 - hat)[:, None], factor, hat / (1.0 - hat)
+def _by_hat(factor: Tensor, hat: Tensor) -> tuple[Tensor, Tensor]:
+    return factor / (1.0 - hat)[:, None], hat / (1.0 - hat)
