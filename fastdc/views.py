@@ -145,6 +145,9 @@ class FeatureDropout:
 class ImageTransform:
     """A transform of images (n, channels, height, width), such as a module of kornia, on flat rows.
 
+    For instance ``ImageTransform(kornia.augmentation.RandomAffine(20.0), (1, 28, 28))``; kornia comes with
+    ``pip install 'fastdc[augment]'``.
+
     Parameters
     ----------
     transform : callable

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_array_equal
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_blobs
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -17,7 +18,7 @@ from fastdc.metrics import clustering_accuracy
 from fastdc.networks import Adapter, Autoencoder, Centroids, Prototypes, ResNet, SoftmaxHead, projection
 from fastdc.terms import ClusterContrast, InstanceContrast, StudentTOfRows, SwappedPrediction
 from fastdc.training import Batch
-from fastdc.views import Augmented, Chain, FeatureDropout, GaussianNoise, RandomAffine
+from fastdc.views import Augmented, Chain, FeatureDropout, GaussianNoise, ImageTransform, RandomAffine
 from tests.method_cases import check_conventions, check_resume, check_saving, digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -192,3 +193,18 @@ def test_cc_and_swav_learn_what_transforms_leave():
 
 def test_the_library_exports_them():
     assert [fastdc.CC, fastdc.SwAV, fastdc.SCCL] == [CC, SwAV, SCCL]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_transforms_of_kornia_make_views():
+    augmentation = pytest.importorskip("kornia.augmentation")
+    X, _ = digits(60)
+    turned = ImageTransform(augmentation.RandomAffine(20.0, translate=(0.1, 0.1), p=1.0), (1, 8, 8))
+    views = Augmented(turned)
+    x = torch.from_numpy(X)
+    first, second = views(Batch(nn.Identity(), x, torch.arange(60)), x)
+    assert first.shape == second.shape == x.shape
+    assert not torch.equal(first, x)
+    assert not torch.equal(first, second)
+    fits = [CC(3, hidden=(16,), n_latent=8, epochs=2, views=views, random_state=0).fit(X) for _ in range(2)]
+    assert_array_equal(fits[0].cluster_centers_, fits[1].cluster_centers_)

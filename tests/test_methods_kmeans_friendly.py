@@ -20,7 +20,7 @@ from fastdc import DCN, DKM, GaussianMixture, KMeans, OptimalTransportClustering
 from fastdc.metrics import clustering_accuracy
 from fastdc.networks import Centroids, LinearAutoencoder, MLPAutoencoder, SoftCentroids
 from fastdc.terms import OptimalTransport, RunningMeans
-from fastdc.training import Batch
+from fastdc.training import Batch, LabelChange, Stage
 from tests.method_cases import check_conventions, check_resume, check_saving, digits
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -282,3 +282,52 @@ def test_bad_parameters_raise_before_training(monkeypatch, estimator, message):
 def test_the_library_exports_them():
     assert fastdc.DCN is DCN
     assert {"DCN", "DKM", "OptimalTransportClustering", "TwoStage"} <= set(fastdc.__all__)
+
+
+class Lose(Stage):
+    """Puts a center where no row comes, as after a step that went too far."""
+
+    def __init__(self, head):
+        self.head = head
+
+    def run(self, trainer):
+        with torch.no_grad():
+            self.head.centers[0] += 1e4
+
+
+@pytest.mark.parametrize("method", [DCN, DKM, OptimalTransportClustering])
+def test_a_cluster_that_lost_its_rows_gets_the_farthest_one(method):
+    class Losing(method):
+        def stages(self, head):
+            *before, refinement = super().stages(head)
+            yield from [*before, Lose(head), refinement]
+
+    X, _ = digits(200)
+    fitted = Losing(10, **SMALL | {"epochs": 3, "tol": 1.0, "update_interval": 4}).fit(X)
+    first, *others = [record for record in fitted.history_ if "n_repaired_clusters" in record]
+    assert first["n_empty_clusters"] == first["n_repaired_clusters"] == 1
+    assert others[-1]["n_empty_clusters"] == 0
+    assert len(np.unique(fitted.labels_)) == 10
+    assert np.abs(fitted.cluster_centers_).max() < 1e3
+
+
+def test_a_repaired_center_lies_on_the_farthest_row_and_counts_anew():
+    z = torch.tensor([[0.0, 0.0], [0.0, 1.0], [9.0, 0.0]])
+    head = Centroids(3, 2)
+    head.place(torch.tensor([[0.0, 0.0], [500.0, 0.0], [0.0, -400.0]]))
+    term = RunningMeans(head, initial_count=5.0)
+    term.memory["counts"] = torch.tensor([[20.0], [20.0], [20.0]])
+    measured = term.refresh(z)
+    assert (measured["n_empty_clusters"], measured["n_repaired_clusters"]) == (2, 2)
+    assert_array_equal(head.centers.detach(), [[0, 0], [9, 0], [0, 1]])
+    assert_array_equal(term.memory["counts"][:, 0], [20, 5, 5])
+    assert not LabelChange(1.0)({key: float(value) for key, value in measured.items()})
+    assert LabelChange(1.0)({key: float(value) for key, value in term.refresh(z).items()})
+
+
+@pytest.mark.parametrize("rows", [torch.ones(4, 2), torch.full((4, 2), torch.nan)], ids=["equal", "not finite"])
+def test_what_cannot_be_repaired_stays(rows):
+    head = Centroids(2, 2)
+    head.place(torch.tensor([[1.0, 1.0], [500.0, 0.0]]))
+    assert RunningMeans(head).refresh(rows)["n_repaired_clusters"] == 0
+    assert_array_equal(head.centers.detach(), [[1, 1], [500, 0]])

@@ -104,7 +104,9 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     history_ : list of dict
         A record for each epoch (``stage``, ``epoch``, ``loss`` and the loss of each term) and for each
         refresh (``stage``, ``epoch``, ``step``, ``label_change``, ``n_empty_clusters``,
-        ``smallest_cluster``, ``confidence``, ``entropy``). Empty clusters here mean a collapse.
+        ``smallest_cluster``, ``confidence``, ``entropy``). Empty clusters here mean a collapse. Methods that place
+        centers as k-means does (DCN, DKM, optimal transport) put the center of an empty cluster on the farthest row
+        and count that in ``n_repaired_clusters``; others counter a collapse by their objective or not at all.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 

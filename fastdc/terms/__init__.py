@@ -15,6 +15,7 @@ from fastdc.terms.optimal_transport import OptimalTransport
 from fastdc.terms.pairwise import PairwiseAgreement
 from fastdc.terms.pseudo_labels import ClusterClassification, ConfidentLabels, NeighborConsistency
 from fastdc.terms.reconstruction import Reconstruction
+from fastdc.terms.repairing import RepairingWatch
 from fastdc.terms.running_means import RunningMeans
 from fastdc.terms.self_expression import ExpressedReconstruction, SelfExpressive
 from fastdc.terms.transport import SwappedPrediction
@@ -41,6 +42,7 @@ __all__ = [
     "OptimalTransport",
     "PairwiseAgreement",
     "Reconstruction",
+    "RepairingWatch",
     "RunningMeans",
     "SelfAugmentation",
     "SelfExpressive",

@@ -52,7 +52,7 @@ class Criticism(Latent):
     def forward(self, batch: Batch) -> Tensor:
         x, critic = batch.x, batch.network.critic
         with torch.no_grad():
-            made = batch.network.decode(self.draw(x)[0])  # type: ignore[operator]
+            made = batch.network.decode(self.draw(x)[0]).to(x.dtype)  # type: ignore[operator]
         share = torch.rand(len(x), 1, device=x.device, dtype=x.dtype)
         between = torch.lerp(made, x, share).requires_grad_()
         scores = critic(between)  # type: ignore[operator]

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastdc.kernels.kmeans import kmeans_loss
 from fastdc.kernels.student_t import dec_loss, target_distribution
 from fastdc.networks import Centroids
+from fastdc.terms.repairing import RepairingWatch
 from fastdc.terms.watch import Watch
 from fastdc.training import Batch, Schedule
 
@@ -76,7 +77,7 @@ class StudentT(Watch):
         return {name: tensor[batch.rows] if FROZEN[name] else tensor for name, tensor in kept.items()}
 
 
-class KMeansDistance(Watch):
+class KMeansDistance(RepairingWatch):
     """Squared distance of embeddings to all centers, weighed by a softmax of it (DKM).
 
     Parameters
@@ -87,7 +88,6 @@ class KMeansDistance(Watch):
     """
 
     name = "clustering"
-    head: Centroids
 
     def __init__(self, head: Centroids, temperature: Schedule) -> None:
         super().__init__(head)

@@ -9,13 +9,13 @@ from fastdc.kernels._checks import check_positive
 from fastdc.kernels.kmeans import kmeans_step
 from fastdc.kernels.sinkhorn import optimal_transport_loss
 from fastdc.networks import Centroids
-from fastdc.terms.watch import Watch
+from fastdc.terms.repairing import RepairingWatch
 from fastdc.training import Batch
 
 SMALLEST = 1e-12  # epsilon, where all rows lie on their centers
 
 
-class OptimalTransport(Watch):
+class OptimalTransport(RepairingWatch):
     """Cost of moving the embeddings of a batch onto the centers such that each center gets its share of them.
 
     Parameters
@@ -31,7 +31,6 @@ class OptimalTransport(Watch):
     """
 
     name = "clustering"
-    head: Centroids
 
     def __init__(self, head: Centroids, epsilon: float, shares: Tensor | None = None) -> None:
         super().__init__(head)

@@ -8,11 +8,11 @@ from torch import Tensor
 from fastdc.kernels._checks import check_positive
 from fastdc.kernels.kmeans import kmeans_loss, kmeans_step
 from fastdc.networks import Centroids
-from fastdc.terms.watch import Watch
+from fastdc.terms.repairing import RepairingWatch
 from fastdc.training import Batch
 
 
-class RunningMeans(Watch):
+class RunningMeans(RepairingWatch):
     """Squared distance of embeddings to the nearest center (DCN), each center the running mean of what came to it.
 
     After a step its rows, embedded anew, go to their nearest centers one after the other: the count of the center
@@ -27,7 +27,6 @@ class RunningMeans(Watch):
     """
 
     name = "clustering"
-    head: Centroids
 
     def __init__(self, head: Centroids, initial_count: float = 100.0) -> None:
         super().__init__(head)
@@ -35,6 +34,12 @@ class RunningMeans(Watch):
 
     def forward(self, batch: Batch) -> Tensor:
         return kmeans_loss(batch.z, self.head.centers.detach(), None, "hard")
+
+    def _repair(self, z: Tensor) -> Tensor:
+        moved = super()._repair(z)
+        if "counts" in self.memory:
+            self.memory["counts"][moved] = self.initial_count  # so that it moves like a new one
+        return moved
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:

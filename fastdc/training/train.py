@@ -23,7 +23,7 @@ ADAM = partial(torch.optim.Adam, fused=True)
 
 @dataclass
 class LabelChange:
-    """Stop when no more than the share ``tol`` of all labels changed between two refreshes."""
+    """Stop when no more than the share ``tol`` of all labels changed between two refreshes, and no center was moved."""
 
     tol: float
 
@@ -32,7 +32,8 @@ class LabelChange:
             raise ValueError(f"tol must be a share of the labels, 0 or above, or None, got {self.tol}")
 
     def __call__(self, measured: Record) -> bool:
-        return measured.get("label_change", math.inf) <= self.tol
+        settled = measured.get("label_change", math.inf) <= self.tol
+        return settled and not measured.get("n_repaired_clusters", 0)
 
 
 @dataclass(kw_only=True)
