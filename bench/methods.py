@@ -54,7 +54,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "DCEC": {"epochs": 50},
 }
 OF_DATA: dict[tuple[str, str], dict[str, Any]] = {  # beside those of the method
-    ("DECDA", "mnist5000"): {"pretrain_epochs": 60, "epochs": 150, "batch_size": 100, "amp": "bfloat16"},
+    ("DECDA", "mnist5000"): {"pretrain_epochs": 500, "epochs": 100, "batch_size": 100, "amp": "bfloat16"},
 }
 NEED_IMAGES = ("DCEC", "DECDA")
 

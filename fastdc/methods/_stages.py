@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from fastdc._input import read_count
@@ -43,8 +44,10 @@ class Mine(Stage):
             ).indices
 
     def views(self, batch: Batch, data: Tensor) -> Sequence[Tensor]:
-        """The rows of a batch and a neighbour of each; of a single row itself."""
-        indices = self.memory.get("indices", batch.rows[:, None])
+        """The rows of a batch and a neighbour of each; the row itself where none was found."""
+        indices = self.memory.get("indices")
+        if indices is None:
+            indices = torch.arange(len(data), device=batch.rows.device)[:, None]
         return NeighborViews(indices, self.transform)(batch, data)
 
 
