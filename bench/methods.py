@@ -1,9 +1,9 @@
 """Every method on data that come with Python packages: ``python -m bench.methods --methods DEC IDEC --data digits``.
 
 Each run (method, data set, seed) is appended to ``bench/results/methods/runs.jsonl`` as it ends: accuracy by the best
-one-to-one map, NMI, ARI, seconds, and how many clusters have members. ``--table`` writes ``bench/METHODS.md`` from the
-rows, the latest of each run counting. Parameters are the classes' defaults but for those of ``RECIPES``, which make
-networks and epochs small enough for a CPU.
+one-to-one map, NMI, ARI, seconds, and how many clusters have members. Parameters are the classes' defaults but for
+those of ``RECIPES``, which make networks and epochs small enough for a CPU. ``python -m bench.methods_report`` makes a
+page of the rows.
 """
 
 from __future__ import annotations
@@ -23,11 +23,9 @@ from bench._environment import ROOT, cpu_stamp
 from bench.quality import Data
 from bench.quality import load as load_images
 from fastdc import GaussianMixture, KMeans, SpectralClustering, methods, metrics
-from fastdc.catalog import as_table, catalog, list_methods
-from fastdc.comparison import with_spread
+from fastdc.catalog import list_methods
 
 RESULTS = ROOT / "bench" / "results" / "methods" / "runs.jsonl"
-TABLE = ROOT / "bench" / "METHODS.md"
 BASELINES = {"KMeans": KMeans, "GaussianMixture": GaussianMixture, "SpectralClustering": SpectralClustering}
 IMAGES = {"digits": (1, 8, 8), "mnist5000": (1, 28, 28)}
 DATA = (*IMAGES, "wine", "breast cancer", "moons", "rings")
@@ -113,38 +111,6 @@ def run(method: str, data: Data, seed: int, threads: int) -> dict[str, Any]:
     }
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A Markdown table for each data set: mean ± standard deviation over the seeds."""
-    latest = {(row["data"], row["method"], row["seed"]): row for row in rows}
-    parts = []
-    for name in DATA:
-        found: dict[str, list[dict[str, Any]]] = {}
-        for (data, method, _), row in latest.items():
-            if data == name:
-                found.setdefault(method, []).append(row)
-        if found:
-            lines = ["| method | ACC | NMI | ARI | clusters | seconds | seeds |", "|---|---:|---:|---:|---:|---:|---:|"]
-            order = sorted(found, key=lambda m: -float(np.mean([row["acc"] for row in found[m]])))
-            parts.append("\n".join([f"## {name}", "", *lines, *(_line(method, found[method]) for method in order)]))
-    dates = sorted(row["date"][:10] for row in latest.values())
-    span = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    head = (
-        "# Methods on small data\n\nMean ± standard deviation over seeds; seconds of one fit with the threads of the "
-        "rows, pre-training included. Some defaults were set with an eye on the classes of digits, whose figures are a "
-        f"little too good for it. Measured {span}. Made by `python -m bench.methods --table` from "
-        "`bench/results/methods/runs.jsonl`."
-    )
-    surveys = "## The methods of four surveys, and which of them stand here\n\n" + as_table(list(catalog()))
-    return "\n\n".join([head, *parts, surveys])
-
-
-def _line(method: str, rows: Sequence[dict[str, Any]]) -> str:
-    scores = " | ".join(with_spread([row[score] for row in rows], 3) for score in ("acc", "nmi", "ari"))
-    clusters = sorted({row["n_clusters"] for row in rows})
-    found = str(clusters[0]) if len(clusters) == 1 else f"{clusters[0]} to {clusters[-1]}"
-    return f"| {method} | {scores} | {found} | {np.mean([row['seconds'] for row in rows]):.1f} | {len(rows)} |"
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     known = [*BASELINES, *(entry.where for entry in list_methods())]
     parser = argparse.ArgumentParser("python -m bench.methods", description="Quality of the methods on small data.")
@@ -154,12 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--seeds", type=int, nargs="+", default=list(range(5)))
     add("--threads", type=int, default=torch.get_num_threads())
     add("--out", type=Path, default=RESULTS)
-    add("--table", action="store_true", help="write bench/METHODS.md from the rows, and run nothing")
     options = parser.parse_args(arguments)
-    if options.table:
-        rows = [json.loads(line) for line in options.out.read_text(encoding="utf-8").splitlines()]
-        TABLE.write_text(table(rows), encoding="utf-8")
-        return
     torch.set_num_threads(options.threads)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for name in options.data:

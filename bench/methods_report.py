@@ -1,0 +1,100 @@
+"""``bench/METHODS.md`` from the rows of ``bench.methods`` and ``bench.overhead``: ``python -m bench.methods_report``.
+
+Of each run the latest row counts. A method whose accuracy is not above that of k-means on the same data has its reason
+in ``BELOW``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench._environment import ROOT
+from bench.methods import BASELINES, DATA, RESULTS
+from fastdc.catalog import as_table, catalog
+from fastdc.comparison import with_spread
+
+TABLE = ROOT / "bench" / "METHODS.md"
+OVERHEAD = RESULTS.parent / "overhead.jsonl"
+BELOW = {
+    "ClusterGAN": "a game of some thousand steps; the paper plays far longer",
+    "DAC": "pairs are told apart by a network that has seen nothing yet: the paper has convolutions and 70,000 images",
+}
+Row = dict[str, Any]
+
+
+def main() -> None:
+    runs, overhead = (_read(path) for path in (RESULTS, OVERHEAD))
+    surveys = "## The methods of four surveys, and which of them stand here\n\n" + as_table(list(catalog()))
+    parts = [_head(runs), *(_scores(name, runs) for name in DATA), _overheads(overhead), surveys]
+    TABLE.write_text("\n\n".join(part for part in parts if part), encoding="utf-8")
+
+
+def _read(path: Path) -> list[Row]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _head(runs: Sequence[Row]) -> str:
+    dates = sorted(row["date"][:10] for row in runs)
+    span = " to ".join(dict.fromkeys((dates[0], dates[-1])))
+    return (
+        "# Methods on small data\n\nMean ± standard deviation over seeds; seconds of one fit with the threads of the "
+        "rows, pre-training included. Some defaults were set with an eye on the classes of digits, whose figures are a "
+        f"little too good for it. Measured {span} by `python -m bench.methods`; the page is made by `python -m "
+        "bench.methods_report`."
+    )
+
+
+def _scores(data: str, runs: Sequence[Row]) -> str:
+    """The table of one data set, and why methods stand below k-means; empty without rows."""
+    latest = {(row["method"], row["seed"]): row for row in runs if row["data"] == data}
+    found: dict[str, list[Row]] = {}
+    for (method, _), row in latest.items():
+        found.setdefault(method, []).append(row)
+    if not found:
+        return ""
+    accuracy = {method: float(np.mean([row["acc"] for row in rows])) for method, rows in found.items()}
+    order = sorted(found, key=lambda method: -accuracy[method])
+    lines = ["| method | ACC | NMI | ARI | clusters | seconds | seeds |", "|---|---:|---:|---:|---:|---:|---:|"]
+    parts = ["\n".join([f"## {data}", "", *lines, *(_line(method, found[method]) for method in order)])]
+    below = [m for m in order if m not in BASELINES and accuracy[m] <= accuracy.get("KMeans", -1.0)]
+    if below:
+        reasons = [f"{method}: {BELOW[method]}" for method in below if method in BELOW]
+        parts.append("Not above k-means, and why. " + ". ".join(reasons) + ".")
+    return "\n\n".join(parts)
+
+
+def _line(method: str, rows: Sequence[Row]) -> str:
+    scores = " | ".join(with_spread([row[score] for row in rows], 3) for score in ("acc", "nmi", "ari"))
+    clusters = sorted({row["n_clusters"] for row in rows})
+    found = str(clusters[0]) if len(clusters) == 1 else f"{clusters[0]} to {clusters[-1]}"
+    return f"| {method} | {scores} | {found} | {np.mean([row['seconds'] for row in rows]):.1f} | {len(rows)} |"
+
+
+def _overheads(rows: Sequence[Row]) -> str:
+    """Seconds of ``fit`` beside the bare loop, the latest of each method and kind of network."""
+    latest = {(row["data"], row["method"], row["images"]): row for row in rows if "passes" in row}
+    if not latest:
+        return ""
+    lines = [
+        "| data | method | epochs | fit, seconds | bare loop | ratio | threads |",
+        "|---|---|---:|---:|---:|---:|---:|",
+    ]
+    for (data, method, images), row in sorted(latest.items(), key=lambda item: item[1]["ratio"]):
+        epochs = f"{row['pretrain_epochs']} + {row['epochs']}" if "pretrain" in row["passes"] else str(row["epochs"])
+        cells = [f"{row['fit_seconds']:.2f}", f"{row['bare_seconds']:.2f}", f"{row['ratio']:.2f}", str(row["threads"])]
+        lines.append(" | ".join([f"| {data}{' as images' if images else ''}", method, epochs, *cells]) + " |")
+    return (
+        "## What clustering costs over training\n\nThe whole of `fit` beside a bare loop of the same networks, "
+        "optimiser, views, batch size (256) and number of passes, by `python -m bench.overhead`; ratios are medians of "
+        "turns. Vectors go through networks so small that a loss over all pairs of a batch costs as much.\n\n"
+        + "\n".join(lines)
+    )
+
+
+if __name__ == "__main__":
+    main()
