@@ -48,7 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "DKM": {"epochs": 50},
     "OptimalTransportClustering": {"epochs": 30},
     "VaDE": {"epochs": 50},
-    "DEPICT": {"epochs": 60, "learning_rate": 1e-4},
+    "DEPICT": {"hidden": (256, 256), "pretrain_epochs": 200, "epochs": 60},
     "DCEC": {"epochs": 50},
 }
 OF_DATA: dict[tuple[str, str], dict[str, Any]] = {  # beside those of the method

@@ -142,13 +142,15 @@ def test_dbc_retraced_by_plain_torch():
     assert_allclose(DBC(6, power=3.0, **options).fit(X).cluster_centers_, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_depict_retraced_by_plain_torch():
+@pytest.mark.parametrize(("power", "frequency_power", "hidden_weight"), [(2.0, 1.0, 0.1), (1.0, 0.5, 1.0)])
+def test_depict_retraced_by_plain_torch(power, frequency_power, hidden_weight):
     """One hidden layer: the clean and the noisy pass written out, dropout drawn in the same order."""
     X, _ = digits(120)
     x = torch.from_numpy(X)
     start = MLPAutoencoder(64, 3, (16,), torch.Generator().manual_seed(0))
     options = SMALL | {"pretrain_epochs": 0, "autoencoder": start, "batch_size": None, "learning_rate": 1e-2}
     options |= {"update_interval": 1, "dropout": 0.2, "reconstruction": 0.5}
+    options |= {"power": power, "frequency_power": frequency_power, "hidden_weight": hidden_weight}
     placed = DEPICT(6, **(options | {"epochs": 0})).fit(X)
     network, classify = copy.deepcopy(start), copy.deepcopy(placed.head_.layers)
     (first, _, last), (back, _, out) = network.encoder, network.decoder
@@ -163,10 +165,11 @@ def test_depict_retraced_by_plain_torch():
         noisy = last(drop(relu(first(noisy_x))))
         decoded = relu(back(noisy))
         p = classify(last(hidden)).softmax(1).detach()
-        q = p / p.sum(0).sqrt()
+        q = p**power / p.sum(0) ** frequency_power
         q /= q.sum(1, keepdim=True)
         divergence = (torch.xlogy(q, q) - q * classify(noisy).log_softmax(1)).sum() / len(x)
-        (divergence + 0.5 * (mse_loss(decoded, hidden.detach()) + mse_loss(out(decoded), x))).backward()
+        reconstruction = hidden_weight * mse_loss(decoded, hidden.detach()) + mse_loss(out(decoded), x)
+        (divergence + 0.5 * reconstruction).backward()
         optimizer.step()
     depict = DEPICT(6, **options).fit(X)
     assert_allclose(depict.transform(X), network.encode(x).detach(), rtol=1e-3, atol=1e-4)
@@ -214,6 +217,9 @@ def test_layers_that_do_not_mirror_each_other():
         (DBC(3, power=0.0), ValueError, r"power must be a finite number above 0, got 0\.0"),
         (DEPICT(3, dropout=1.0), ValueError, r"dropout must be a share from 0 to below 1, got 1\.0"),
         (DEPICT(3, reconstruction=-1.0), ValueError, "weight of the reconstruction loss must be"),
+        (DEPICT(3, hidden_weight=-1.0), ValueError, "hidden_weight must be a finite number, 0 or above"),
+        (DEPICT(3, power=0.0), ValueError, r"power must be a finite number above 0, got 0\.0"),
+        (DEPICT(3, frequency_power=-1.0), ValueError, "frequency_power must be a finite number, 0 or above"),
         (
             DEPICT(3, encoder=nn.Linear(64, 2), decoder=nn.Linear(2, 64)),
             TypeError,

@@ -22,13 +22,12 @@ SMALLEST = 1e-12  # variance within clusters, where there is none
 class DEPICT(PretrainedClusterer):
     r"""Deep embedded regularised clustering: a noisy encoder is to predict what the clean one does, balanced.
 
-    .. math:: L = KL(Q \| \tilde P) + \beta \sum_l \frac{1}{|z^l|} \|z^l - \hat{z}^l\|^2, \quad
-              q_{ik} \propto \frac{p_{ik}}{(\sum_i p_{ik})^{1/2}}
+    .. math:: L = KL(Q \| \tilde P) + \beta \sum_l \frac{w_l}{|z^l|} \|z^l - \hat{z}^l\|^2, \quad
+              q_{ik} \propto \frac{p_{ik}^a}{(\sum_i p_{ik})^b}
 
     P is the softmax head on the clean embedding, :math:`\tilde P` on the embedding under dropout, from which the
-    decoder is to reconstruct each layer :math:`z^l` of the clean encoder. Q is in closed form what minimises
-    :math:`KL(Q \| P) + KL(f \| u)`, the second term keeping the frequencies f of clusters near the uniform u. The
-    network is first trained to reconstruct alone.
+    decoder is to reconstruct each layer :math:`z^l` of the clean encoder. The network is first trained to reconstruct
+    alone.
 
     Parameters
     ----------
@@ -36,6 +35,13 @@ class DEPICT(PretrainedClusterer):
         Share of the units that are set to zero, before each layer of the noisy encoder.
     reconstruction : float
         :math:`\beta`.
+    hidden_weight : float
+        :math:`w_l` of the hidden layers, where that of the rows is 1, as it is of all in the paper; 0.1 is its authors'
+        code. With 1 hidden layers outweigh the rows, and centers lie worse.
+    power, frequency_power : float
+        a and b. The paper has 1 and 1/2, in closed form what minimises :math:`KL(Q \| P) + KL(f \| u)`, the second term
+        keeping the frequencies f of clusters near the uniform u; its authors' code has 2 and 1, the target of DEC,
+        which also sharpens. Without that the dropout makes assignments less and less sure.
     learning_rate : float
         Of Adam, as in the paper.
     n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
@@ -63,6 +69,9 @@ class DEPICT(PretrainedClusterer):
 
     dropout: float = 0.1
     reconstruction: float = 1.0
+    hidden_weight: float = 0.1
+    power: float = 2.0
+    frequency_power: float = 1.0
     learning_rate: float = 1e-4
 
     def make_head(self, n_latent: int) -> SoftmaxHead:
@@ -73,9 +82,11 @@ class DEPICT(PretrainedClusterer):
 
     def stages(self, head: SoftmaxHead) -> Iterator[Stage]:
         layers = NoisyPass(self.dropout)
-        yield self.pretraining(LayerReconstruction(layers))
+        reconstruction = LayerReconstruction(layers, self.hidden_weight)
+        yield self.pretraining(reconstruction)
         yield PlacePosterior(head, self.n_init)
-        yield self.refinement(BalancedTarget(head, layers) + self.reconstruction * LayerReconstruction(layers))
+        target = BalancedTarget(head, layers, self.power, self.frequency_power)
+        yield self.refinement(target + self.reconstruction * reconstruction)
 
     def _own_network(self) -> nn.Module | None:
         network = super()._own_network()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, linear, mse_loss
 
+from fastdc.kernels._checks import check_not_negative, check_positive
 from fastdc.kernels.mutual_information import vat_kl
 from fastdc.networks import SoftmaxHead
 from fastdc.terms.watch import Watch
@@ -64,19 +65,21 @@ def activation_outputs(layers: nn.Sequential, x: Tensor, p: float = 0.0) -> list
 class LayerReconstruction(Term):
     """Squared error of what the decoder makes of the noisy embedding, at each layer, beside the clean encoder's.
 
-    Each layer's error is averaged over rows and units, and the layers are added up. The clean encoder's outputs are
-    constants.
+    Each layer's error is averaged over rows and units, and the layers are added up: the rows themselves, and the hidden
+    layers by their weight. The clean encoder's outputs are constants.
 
     Parameters
     ----------
     layers : NoisyPass
+    hidden_weight : float
     """
 
     name = "reconstruction"
 
-    def __init__(self, layers: NoisyPass) -> None:
+    def __init__(self, layers: NoisyPass, hidden_weight: float = 1.0) -> None:
         super().__init__()
         self.layers = layers
+        self.hidden_weight = check_not_negative(hidden_weight, "hidden_weight")
 
     def forward(self, batch: Batch) -> Tensor:
         seen, decoder = self.layers(batch), batch.network.decoder
@@ -87,13 +90,12 @@ class LayerReconstruction(Term):
             raise ValueError(
                 f"the decoder's layers must mirror the encoder's: encoder {widths[0]}, decoder {widths[1]} units"
             )
-        return sum(
-            (mse_loss(made, layer.detach()) for made, layer in zip(decoded, wanted)), start=batch.x.new_zeros(())
-        )
+        rows, *hidden = (mse_loss(made, layer.detach()) for made, layer in zip(decoded, wanted))
+        return rows + self.hidden_weight * sum(hidden)
 
 
 class BalancedTarget(Watch):
-    r"""KL(Q || P~): P~ is the noisy encoder's prediction, Q that of the clean one, balanced: q ∝ p / sqrt(sum p).
+    r"""KL(Q || P~): P~ is the noisy encoder's prediction, Q that of the clean one, sharpened and balanced.
 
     Q is that of the last refresh, from whose embedding and weights it is rebuilt, a batch at a time.
 
@@ -102,21 +104,25 @@ class BalancedTarget(Watch):
     head : SoftmaxHead
         Linear.
     layers : NoisyPass
+    power, frequency_power : float
+        q ∝ p^power / frequency^frequency_power, the frequency of a cluster being its sum of p.
     """
 
     name = "clustering"
     head: SoftmaxHead
 
-    def __init__(self, head: SoftmaxHead, layers: NoisyPass) -> None:
+    def __init__(self, head: SoftmaxHead, layers: NoisyPass, power: float = 2.0, frequency_power: float = 1.0) -> None:
         super().__init__(head)
         self.layers = layers
+        self.power = check_positive(power, "power")
+        self.frequency_power = check_not_negative(frequency_power, "frequency_power")
 
     @torch.no_grad()
     def refresh(self, z: Tensor) -> dict[str, Tensor]:
         seen, measured = self.look(z)
         weight, bias = self.head.layers[0].parameters()
-        balance = seen.frequency.clamp(min=SMALLEST).log() / 2
-        self.memory |= {"z": z, "weight": weight.clone(), "bias": bias - balance}
+        balance = self.frequency_power * seen.frequency.clamp(min=SMALLEST).log()
+        self.memory |= {"z": z, "weight": self.power * weight, "bias": self.power * bias - balance}
         return measured
 
     def forward(self, batch: Batch) -> Tensor:
