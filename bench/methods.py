@@ -43,6 +43,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "IIC": {"epochs": 60, "batch_size": 256},
     "CC": {"epochs": 60},
     "SwAV": {"epochs": 40},
+    "SeLa": {"epochs": 100, "update_interval": 8},
+    "IDFD": {"epochs": 60},
     "ClusterGAN": {"epochs": 300, "learning_rate": 5e-4},
     "DCN": {"epochs": 50},
     "DKM": {"epochs": 50},
@@ -50,9 +52,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "VaDE": {"epochs": 50},
     "DEPICT": {"hidden": (256, 256), "pretrain_epochs": 200, "epochs": 60},
     "DCEC": {"epochs": 50},
-}
-OF_DATA: dict[tuple[str, str], dict[str, Any]] = {  # beside those of the method
-    ("DECDA", "mnist5000"): {"pretrain_epochs": 500, "epochs": 100, "batch_size": 100, "amp": "bfloat16"},
+    "DECDA": {"pretrain_epochs": 500, "epochs": 100, "batch_size": 100, "amp": "bfloat16"},
 }
 NEED_IMAGES = ("DCEC", "DECDA")
 
@@ -73,7 +73,7 @@ def load(name: str) -> Data:
 
 def make(method: str, data: Data, seed: int) -> Any:
     """The estimator of a run."""
-    options = _options(method, data)
+    options = dict(RECIPES.get(method, {}))
     n_clusters = len(np.unique(data.truth))
     if method in BASELINES:
         return BASELINES[method](n_clusters, random_state=seed, **options)
@@ -81,11 +81,6 @@ def make(method: str, data: Data, seed: int) -> Any:
     if method in NEED_IMAGES:
         options["image_shape"] = IMAGES[data.name]
     return kind(n_clusters, random_state=seed, **options)
-
-
-def _options(method: str, data: Data) -> dict[str, Any]:
-    """Parameters of a run beside the classes' defaults."""
-    return RECIPES.get(method, {}) | OF_DATA.get((method, data.name), {})
 
 
 def run(method: str, data: Data, seed: int, threads: int) -> dict[str, Any]:
@@ -106,7 +101,7 @@ def run(method: str, data: Data, seed: int, threads: int) -> dict[str, Any]:
         "ari": scores["adjusted_rand_index"],
         "n_clusters": scores["n_clusters"],
         "seconds": seconds,
-        "options": {name: str(value) for name, value in _options(method, data).items()},
+        "options": {name: str(value) for name, value in RECIPES.get(method, {}).items()},
         **cpu_stamp(threads),
     }
 

@@ -1,4 +1,4 @@
-"""CC, SwAV and SCCL as estimators: conventions, objectives, results. Small networks and few epochs."""
+"""CC, SwAV, SCCL, SeLa and IDFD as estimators: conventions, objectives, results. Small networks and few epochs."""
 
 import numpy as np
 import pytest
@@ -13,10 +13,18 @@ from torch.nn.functional import cross_entropy, normalize
 import fastdc
 from fastdc.kernels.sinkhorn import sinkhorn_assign
 from fastdc.kernels.student_t import dec_loss
-from fastdc.methods import CC, SCCL, SwAV
+from fastdc.methods import CC, IDFD, SCCL, SeLa, SwAV
 from fastdc.metrics import clustering_accuracy
 from fastdc.networks import Adapter, Autoencoder, Centroids, Prototypes, ResNet, SoftmaxHead, projection
-from fastdc.terms import ClusterContrast, InstanceContrast, StudentTOfRows, SwappedPrediction
+from fastdc.terms import (
+    ClusterContrast,
+    FeatureDecorrelation,
+    InstanceContrast,
+    InstanceDiscrimination,
+    StudentTOfRows,
+    SwappedPrediction,
+    TransportLabels,
+)
 from fastdc.training import Batch
 from fastdc.views import Augmented, Chain, FeatureDropout, GaussianNoise, ImageTransform, RandomAffine
 from tests.method_cases import check_conventions, check_resume, check_saving, digits
@@ -33,6 +41,8 @@ METHODS = {
     "SwAV of images": SwAV(10, n_small=1, **IMAGES),
     "SCCL": SCCL(10, n_init=2, n_projected=8, **SMALL),
     "SCCL with targets of all rows": SCCL(10, n_init=2, target="refresh", **SMALL),
+    "SeLa": SeLa(10, **SMALL),
+    "IDFD": IDFD(10, n_init=2, **SMALL),
 }
 
 
@@ -48,7 +58,13 @@ QUICK = {"hidden": (16,), "epochs": 20, "batch_size": 32, "learning_rate": 1e-2}
 
 
 @parametrize_with_checks(
-    [CC(3, n_latent=16, **QUICK), SwAV(3, n_latent=16, **QUICK), SCCL(3, **(QUICK | {"learning_rate": 1e-3}))]
+    [
+        CC(3, n_latent=16, **QUICK),
+        SwAV(3, n_latent=16, **QUICK),
+        SCCL(3, **(QUICK | {"learning_rate": 1e-3})),
+        SeLa(3, n_latent=16, **QUICK),
+        IDFD(3, n_latent=16, **QUICK),
+    ]
 )
 def test_scikit_learn_conventions(estimator, check):
     check(estimator)
@@ -118,6 +134,59 @@ def test_sccl_trains_clusters_on_the_rows_themselves(batch):
     assert StudentTOfRows(head, "batch")(batch).item() == pytest.approx(dec_loss(batch.x, head.centers).item())
 
 
+def test_sela_learns_labels_of_which_each_cluster_has_about_as_many():
+    torch.manual_seed(0)
+    x = torch.randn(60, 4, dtype=torch.float64) + torch.tensor([3.0, 0, 0, 0], dtype=torch.float64)
+    head = SoftmaxHead(4, 3).double()
+    term = TransportLabels(head, 0.02)
+    term.refresh(x)
+    sizes = term.memory["targets"].bincount(minlength=3)
+    assert (sizes - 20).abs().max() <= 1  # masses are equal, counts as far as codes are hard
+    assert (head.statistics(x).labels.bincount(minlength=3) - 20).abs().max() > 5
+    batch = Batch(Autoencoder(nn.Identity()), x[10:30], torch.arange(10, 30), x, Augmented(GaussianNoise(0.1), 2))
+    loss = term(batch)
+    expected = [cross_entropy(head(view.z), term.memory["targets"][10:30]) for view in batch.views]
+    assert loss.item() == pytest.approx(torch.stack(expected).mean().item())
+    loss.backward()
+    assert head.layers[0].weight.grad.abs().max() > 0
+
+
+def test_the_losses_of_idfd_are_those_of_the_paper(batch):
+    term, (one, *others) = InstanceDiscrimination(0.7, 0.25), batch.views
+    loss = term(batch)
+    bank = term.memory["bank"].clone()
+    assert bank.shape == (20, 4)
+    torch.testing.assert_close(bank.norm(dim=1), torch.ones(20, dtype=torch.float64))
+    units = [normalize(view.z, dim=1) for view in (one, *others)]
+    losses = [cross_entropy(z @ bank.T / 0.7, torch.arange(20)) for z in units]
+    assert loss.item() == pytest.approx(torch.stack(losses).mean().item())
+    term.after_step(batch)
+    expected = normalize(0.25 * bank + 0.75 * torch.stack(units).mean(0), dim=1)
+    torch.testing.assert_close(term.memory["bank"], expected)
+    columns = [normalize(z, dim=0) for z in units]
+    losses = [cross_entropy(f.T @ f / 1.5, torch.arange(4)) for f in columns]
+    assert FeatureDecorrelation(1.5)(batch).item() == pytest.approx(torch.stack(losses).mean().item())
+
+
+def test_what_is_remembered_comes_from_all_processes(batch):
+    """Two halves of a batch, each of which gathers that of the other, remember what one process does."""
+
+    class Both:
+        def __init__(self, gathered):
+            self.gathered = gathered
+
+        def gather(self, rows):
+            return self.gathered.pop(0)
+
+    network, x = batch.network, batch.x
+    whole, half = InstanceDiscrimination(), InstanceDiscrimination()
+    whole.after_step(Batch(network, x, torch.arange(20)))
+    part = Batch(network, x[:12], torch.arange(12), x)
+    part.ranks = Both([torch.arange(20), normalize(x, dim=1)])
+    half.after_step(part)
+    torch.testing.assert_close(half.memory["bank"], whole.memory["bank"])
+
+
 def test_an_adapter_begins_as_the_identity_and_learns():
     x = torch.randn(5, 3)
     network = Adapter(3, (8,))
@@ -160,6 +229,12 @@ def test_a_users_encoder_decides_dtype_and_width():
         (SCCL(3, eta=-1), "weight of the clustering loss must be finite and >= 0, got -1"),
         (SCCL(3, target="rows"), r"target must be one of \('refresh', 'batch'\), got 'rows'"),
         (SCCL(3, n_init=0), "n_init must be"),
+        (SeLa(3, epsilon=0), "epsilon must be a finite number above 0, got 0"),
+        (IDFD(3, temperature=0), "temperature must be a finite number above 0, got 0"),
+        (IDFD(3, decorrelation_temperature=0), "decorrelation_temperature must be a finite number above 0, got 0"),
+        (IDFD(3, decorrelation_weight=-1), "weight of the decorrelation loss must be finite and >= 0, got -1"),
+        (IDFD(3, momentum=1.0), r"momentum must be from 0 to below 1, got 1\.0"),
+        (IDFD(3, n_init=0), "n_init must be"),
     ],
     ids=str,
 )
@@ -191,8 +266,14 @@ def test_cc_and_swav_learn_what_transforms_leave():
         assert clustering_accuracy(y, estimator.fit_predict(X)) > 0.6
 
 
+def test_idfd_beats_kmeans():
+    X, y = digits(1797)
+    labels = IDFD(10, hidden=(256,), epochs=30, n_init=5, random_state=0).fit_predict(X)
+    assert clustering_accuracy(y, labels) > clustering_accuracy(y, KMeans(10, n_init=5, random_state=0).fit_predict(X))
+
+
 def test_the_library_exports_them():
-    assert [fastdc.CC, fastdc.SwAV, fastdc.SCCL] == [CC, SwAV, SCCL]
+    assert [fastdc.CC, fastdc.SwAV, fastdc.SCCL, fastdc.SeLa, fastdc.IDFD] == [CC, SwAV, SCCL, SeLa, IDFD]
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")

@@ -4,7 +4,7 @@ from fastdc.catalog import list_methods
 from fastdc.methods._deep import DeepClusterer
 from fastdc.methods._pretrained import PretrainedClusterer
 from fastdc.methods.adversarial import ClusterGAN
-from fastdc.methods.contrastive import CC, SCCL, SwAV
+from fastdc.methods.contrastive import CC, IDFD, SCCL, SeLa, SwAV
 from fastdc.methods.depict import DEPICT
 from fastdc.methods.graph import N2D, SDCN, SpectralNet
 from fastdc.methods.information import IIC, IMSAT
@@ -27,6 +27,7 @@ __all__ = [
     "DEPICT",
     "DKM",
     "IDEC",
+    "IDFD",
     "IIC",
     "IMSAT",
     "N2D",
@@ -39,6 +40,7 @@ __all__ = [
     "DeepClusterer",
     "OptimalTransportClustering",
     "PretrainedClusterer",
+    "SeLa",
     "SpectralNet",
     "SwAV",
     "TwoStage",

@@ -1,4 +1,4 @@
-"""Contrast between views: of rows and of clusters (CC), with balanced codes (SwAV), beside self-training (SCCL)."""
+"""Contrast: of rows and clusters (CC), with balanced codes or labels (SwAV, SeLa), beside other terms (SCCL, IDFD)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from fastdc._input import read_count
 from fastdc.methods._pretrained import Initialise
 from fastdc.methods._views import ViewClusterer, projection_beside
 from fastdc.networks import Adapter, Centroids, Prototypes, SoftmaxHead, UnitAutoencoder
-from fastdc.terms import ClusterContrast, InstanceContrast, StudentTOfRows, SwappedPrediction, Watch
+from fastdc.terms import (
+    ClusterContrast,
+    FeatureDecorrelation,
+    InstanceContrast,
+    InstanceDiscrimination,
+    StudentTOfRows,
+    SwappedPrediction,
+    TransportLabels,
+    Watch,
+)
 from fastdc.training import Stage
 from fastdc.views import Augmented
 
@@ -226,4 +235,113 @@ class SCCL(ViewClusterer):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         read_count(self.n_projected, "n_projected")
+        read_count(self.n_init, "n_init")
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class SeLa(ViewClusterer):
+    r"""Self-labelling: a classifier learns the labels that optimal transport makes of its own probabilities.
+
+    .. math:: \min_{\theta, y} -\frac{1}{n} \sum_i \log p_\theta(y_i \mid T(x_i)), \quad
+              y_i = \arg\max_k Q_{ik}, \quad Q = \arg\max_{Q} \langle Q, \log p \rangle + \epsilon H(Q)
+
+    over Q whose rows sum to one and whose columns are equal: no cluster can be empty in the labels. They are made anew
+    from all rows, as these are, every ``update_interval`` steps.
+
+    Parameters
+    ----------
+    epsilon : float
+        One over the paper's :math:`\lambda`.
+    n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
+
+    Notes
+    -----
+    :math:`\lambda = 25` is the paper's. Different: one classifier, where the paper's best results come from ten on one
+    network; Adam, a small network and the views of :meth:`augmentation` instead of SGD, AlexNet or ResNet-50 and crops;
+    labels are made anew every three epochs unless ``update_interval`` says otherwise, in the paper up to 100 times in
+    400 epochs. Labels of a fit come from the classifier and need not be equally many.
+
+    References
+    ----------
+    Asano, Rupprecht, Vedaldi. Self-labelling via Simultaneous Clustering and Representation Learning. ICLR 2020.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_blobs
+    >>> from fastdc import SeLa
+    >>> X, _ = make_blobs(90, 4, centers=3, cluster_std=0.3, random_state=1)
+    >>> SeLa(3, hidden=(16,), n_latent=16, epochs=5, random_state=0).fit(X / 10).labels_.shape
+    (90,)
+    """
+
+    epsilon: float = 0.04
+
+    def make_head(self, n_latent: int) -> SoftmaxHead:
+        return SoftmaxHead(n_latent, self.n_clusters)
+
+    def stages(self, head: SoftmaxHead) -> Iterator[Stage]:
+        views = Augmented(self.augmentation(), 1) if self.views is None else self.views
+        yield self.training(TransportLabels(head, self.epsilon), views=views)
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class IDFD(ViewClusterer):
+    r"""Instance discrimination and feature decorrelation, then k-means.
+
+    .. math:: L = -\frac{1}{n} \sum_i \log \frac{\exp(v_i \cdot z_i / \tau)}{\sum_j \exp(v_j \cdot z_i / \tau)}
+              - \frac{\lambda}{d} \sum_l \log \frac{\exp(f_l \cdot f_l / \tau_2)}{\sum_m \exp(f_m \cdot f_l / \tau_2)}
+
+    z are embeddings of transformed rows, of length one, v what is remembered of all rows, f the columns of z, also of
+    length one.
+
+    Parameters
+    ----------
+    temperature, decorrelation_temperature : float
+        :math:`\tau` and :math:`\tau_2`.
+    decorrelation_weight : float
+        :math:`\lambda`.
+    momentum : float
+        Share of the old embedding in what is remembered.
+    n_init : int
+        Restarts of k-means.
+    n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
+
+    Notes
+    -----
+    Temperatures, weight and momentum are the authors'. Different: they train ResNet-18 for 2,000 epochs with SGD; here
+    a small network learns by Adam. The memory holds an embedding of each row.
+
+    References
+    ----------
+    Tao, Takagi, Nakata. Clustering-friendly Representation Learning via Instance Discrimination and Feature
+    Decorrelation. ICLR 2021.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import make_blobs
+    >>> from fastdc import IDFD
+    >>> X, _ = make_blobs(90, 4, centers=3, cluster_std=0.3, random_state=1)
+    >>> IDFD(3, hidden=(16,), n_latent=16, epochs=5, random_state=0).fit(X / 10).labels_.shape
+    (90,)
+    """
+
+    temperature: float = 1.0
+    decorrelation_temperature: float = 2.0
+    decorrelation_weight: float = 1.0
+    momentum: float = 0.5
+    n_init: int = 20
+
+    def make_network(self, n_features: int, generator: torch.Generator | None = None) -> nn.Module:
+        backbone = super().make_network(n_features, generator)
+        return UnitAutoencoder(backbone.encoder, self.n_latent, generator)  # type: ignore[arg-type]
+
+    def stages(self, head: Centroids) -> Iterator[Stage]:
+        views = Augmented(self.augmentation(), 1) if self.views is None else self.views
+        instances = InstanceDiscrimination(self.temperature, self.momentum)
+        features = FeatureDecorrelation(self.decorrelation_temperature, self.group)
+        yield self.training(instances + self.decorrelation_weight * features, views=views, until=None)
+        yield Initialise(head, self.n_init)
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
         read_count(self.n_init, "n_init")

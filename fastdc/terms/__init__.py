@@ -10,6 +10,7 @@ from fastdc.terms.contrastive import ClusterContrast, InstanceContrast, StudentT
 from fastdc.terms.evidence import Likelihood, MixtureEvidence
 from fastdc.terms.graph import GraphTarget, SiameseContrast, SpectralRelaxation
 from fastdc.terms.information import Information, MutualInformation, SelfAugmentation
+from fastdc.terms.instances import FeatureDecorrelation, InstanceDiscrimination
 from fastdc.terms.layerwise import BalancedTarget, LayerReconstruction, NoisyPass
 from fastdc.terms.optimal_transport import OptimalTransport
 from fastdc.terms.pairwise import PairwiseAgreement
@@ -18,7 +19,7 @@ from fastdc.terms.reconstruction import Reconstruction
 from fastdc.terms.repairing import RepairingWatch
 from fastdc.terms.running_means import RunningMeans
 from fastdc.terms.self_expression import ExpressedReconstruction, SelfExpressive
-from fastdc.terms.transport import SwappedPrediction
+from fastdc.terms.transport import SwappedPrediction, TransportLabels
 from fastdc.terms.watch import Watch
 
 __all__ = [
@@ -29,9 +30,11 @@ __all__ = [
     "Criticism",
     "Deception",
     "ExpressedReconstruction",
+    "FeatureDecorrelation",
     "GraphTarget",
     "Information",
     "InstanceContrast",
+    "InstanceDiscrimination",
     "KMeansDistance",
     "LayerReconstruction",
     "Likelihood",
@@ -51,5 +54,6 @@ __all__ = [
     "StudentT",
     "StudentTOfRows",
     "SwappedPrediction",
+    "TransportLabels",
     "Watch",
 ]

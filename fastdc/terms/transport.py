@@ -11,9 +11,10 @@ from torch.nn.functional import cross_entropy, normalize
 from fastdc._input import read_count
 from fastdc.distributed import Ranks
 from fastdc.kernels._checks import check_positive
-from fastdc.kernels.sinkhorn import sinkhorn_assign_features, swapped_prediction_loss
-from fastdc.networks import Prototypes
+from fastdc.kernels.sinkhorn import optimal_transport_labels, sinkhorn_assign_features, swapped_prediction_loss
+from fastdc.networks import Prototypes, SoftmaxHead
 from fastdc.terms.pairs import view_pairs
+from fastdc.terms.watch import Watch
 from fastdc.training import Batch, Term
 
 
@@ -60,3 +61,38 @@ class SwappedPrediction(Term):
 
     def after_step(self, batch: Batch) -> None:
         self.prototypes.normalize()
+
+
+class TransportLabels(Watch):
+    """SeLa's loss: cross-entropy of the views of a batch under labels that optimal transport gives all rows.
+
+    A refresh makes the labels: of all ways to give each cluster as many rows, the one that agrees best with the head's
+    probabilities.
+
+    Parameters
+    ----------
+    head : SoftmaxHead
+        Linear.
+    epsilon : float
+        Entropic regularisation, one over SeLa's lambda.
+    """
+
+    name = "labels"
+    head: SoftmaxHead
+
+    def __init__(self, head: SoftmaxHead, epsilon: float = 0.04) -> None:
+        super().__init__(head)
+        self.epsilon = check_positive(epsilon, "epsilon")
+
+    @torch.no_grad()
+    def refresh(self, z: Tensor) -> dict[str, Tensor]:
+        weight, bias = self.head.layers[0].parameters()
+        prototypes = torch.cat([weight, bias[:, None]], dim=1)
+        scored = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
+        self.memory["targets"] = optimal_transport_labels(scored, prototypes, self.epsilon).labels
+        return self.look(z)[1]
+
+    def forward(self, batch: Batch) -> Tensor:
+        targets = self.memory["targets"][batch.rows]
+        losses = [cross_entropy(view.through(self.head), targets) for view in batch.views]
+        return torch.stack(losses).mean()
