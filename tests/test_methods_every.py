@@ -1,5 +1,7 @@
 """Every method that is done, by the catalogue: lower precision, parts of batches, a GPU. Small networks, few epochs."""
 
+import ast
+import inspect
 import warnings
 
 import numpy as np
@@ -44,6 +46,20 @@ def small(name, **options):
 @pytest.fixture(scope="module")
 def rows():
     return digits(120)[0]
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_a_method_is_short_and_says_where_it_comes_from(method):
+    kind = getattr(methods, method)
+    tree = ast.parse(inspect.getsource(kind)).body[0]
+    docstring = tree.body[0]
+    assert tree.end_lineno - tree.lineno - (docstring.end_lineno - docstring.lineno) <= 80
+    text = inspect.getdoc(kind)
+    assert "Parameters\n-----" in text
+    if method not in ("TwoStage", "N2D"):  # which minimise nothing of their own
+        assert ".. math::" in text
+    if method != "TwoStage":  # which has no paper
+        assert "References\n-----" in text
 
 
 def losses(fitted):
