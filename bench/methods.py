@@ -24,6 +24,7 @@ from bench.quality import Data
 from bench.quality import load as load_images
 from fastdc import GaussianMixture, KMeans, SpectralClustering, methods, metrics
 from fastdc.catalog import list_methods
+from fastdc.views import Augmented, RandomAffine
 
 RESULTS = ROOT / "bench" / "results" / "methods" / "runs.jsonl"
 BASELINES = {"KMeans": KMeans, "GaussianMixture": GaussianMixture, "SpectralClustering": SpectralClustering}
@@ -55,6 +56,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "DECDA": {"pretrain_epochs": 500, "epochs": 100, "batch_size": 100, "amp": "bfloat16"},
 }
 NEED_IMAGES = ("DCEC", "DECDA")
+SEE_TRANSFORMS = ("DeepCluster",)  # of images, which their papers transform; elsewhere they see the rows
 
 
 def load(name: str) -> Data:
@@ -80,6 +82,8 @@ def make(method: str, data: Data, seed: int) -> Any:
     kind = getattr(methods, method)
     if method in NEED_IMAGES:
         options["image_shape"] = IMAGES[data.name]
+    if method in SEE_TRANSFORMS and data.name in IMAGES:
+        options["views"] = Augmented(RandomAffine(IMAGES[data.name]), n_views=1)
     return kind(n_clusters, random_state=seed, **options)
 
 
