@@ -19,17 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench._data import DATA, IMAGES, Data, load
 from bench._environment import ROOT, cpu_stamp
-from bench.quality import Data
-from bench.quality import load as load_images
 from fastdc import GaussianMixture, KMeans, SpectralClustering, methods, metrics
 from fastdc.catalog import list_methods
 from fastdc.views import Augmented, RandomAffine
 
 RESULTS = ROOT / "bench" / "results" / "methods" / "runs.jsonl"
 BASELINES = {"KMeans": KMeans, "GaussianMixture": GaussianMixture, "SpectralClustering": SpectralClustering}
-IMAGES = {"digits": (1, 8, 8), "mnist5000": (1, 28, 28)}
-DATA = (*IMAGES, "wine", "breast cancer", "moons", "rings")
 SMALL = {"hidden": (256, 256), "pretrain_epochs": 60}
 RECIPES: dict[str, dict[str, Any]] = {
     "KMeans": {"n_init": 10},
@@ -57,20 +54,6 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 NEED_IMAGES = ("DCEC", "DECDA")
 SEE_TRANSFORMS = ("DeepCluster",)  # of images, which their papers transform; elsewhere they see the rows
-
-
-def load(name: str) -> Data:
-    """Images with pixels from 0 to 1, other features of mean 0 and variance 1, shapes in the plane as they are."""
-    if name in IMAGES:
-        return load_images(name)
-    from sklearn import datasets
-
-    if name in ("moons", "rings"):
-        make = datasets.make_moons if name == "moons" else datasets.make_circles
-        x, truth = make(1500, noise=0.05, random_state=0, **({} if name == "moons" else {"factor": 0.5}))
-        return Data(name, x.astype(np.float32), truth)
-    x, truth = getattr(datasets, f"load_{name.replace(' ', '_')}")(return_X_y=True)
-    return Data(name, ((x - x.mean(0)) / x.std(0)).astype(np.float32), truth)
 
 
 def make(method: str, data: Data, seed: int) -> Any:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from bench._data import DATA
 from bench._environment import ROOT
-from bench.methods import BASELINES, DATA, RESULTS
+from bench.methods import BASELINES, RESULTS
 from fastdc.catalog import as_table, catalog
 from fastdc.comparison import with_spread
 

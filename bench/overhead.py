@@ -29,9 +29,9 @@ from sklearn.base import clone
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from bench._data import IMAGES, load
 from bench._environment import ROOT, cpu_stamp
-from bench.methods import IMAGES, NEED_IMAGES
-from bench.quality import load
+from bench.methods import NEED_IMAGES
 from fastdc import methods
 from fastdc.catalog import list_methods
 from fastdc.networks import SelfExpression

