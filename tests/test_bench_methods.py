@@ -40,7 +40,9 @@ def test_passes_are_those_of_the_method(model, passes):
 def test_rows_make_the_page(tmp_path, monkeypatch):
     runs, overheads, page = tmp_path / "runs.jsonl", tmp_path / "overhead.jsonl", tmp_path / "METHODS.md"
     monkeypatch.setitem(bench_methods.RECIPES, "DAC", {"hidden": (8,), "epochs": 1})
-    bench_methods.main(["--methods", "KMeans", "DAC", "--data", "wine", "--seeds", "0", "1", "--out", str(runs)])
+    bench_methods.main(
+        ["--methods", "KMeans", "DAC", "--data", "wine", "digits", "--seeds", "0", "1", "--out", str(runs)]
+    )
     arguments = ["--methods", "DAC", "--epochs", "1", "--repeats", "1", "--out", str(overheads)]
     overhead.main([*arguments, "--threads", "1"])
     overhead.main([*arguments, "--threads", "1", "--images"])
@@ -52,7 +54,11 @@ def test_rows_make_the_page(tmp_path, monkeypatch):
     methods_report.main()
     text = page.read_text(encoding="utf-8")
     assert "## wine" in text
-    assert "## digits\n" not in text
+    assert "## moons\n" not in text
+    assert f"Not above k-means are DAC: {methods_report.OF_DATA['wine']}." in text
     assert "| digits as images | DAC |" in text
-    assert f"Not above k-means, and why. DAC: {methods_report.BELOW['DAC']}." in text
+    assert f"Not above k-means, and why.\n\n- DAC: {methods_report.BELOW['DAC']}." in text
     assert all(f"| {entry.name} |" in text for entry in list_methods())
+    monkeypatch.delitem(methods_report.BELOW, "DAC")
+    with pytest.raises(SystemExit, match="not above k-means on digits: DAC"):
+        methods_report.main()
