@@ -136,7 +136,8 @@ class DeepCluster(PretrainedClusterer):
 
     Notes
     -----
-    The paper is about features for other tasks. Of small tabular data k-means of the rows may find better clusters.
+    The paper is about features for other tasks. Whitening makes all directions of the embedding count alike: with
+    ``n_latent`` not far below the number of rows no clusters are left in it.
     ``transform`` gives the embedding; ``head_(z)`` makes of it what k-means sees, where the centers lie. Whitening is
     by a triangular factor, which gives k-means the same distances as principal components.
 
