@@ -22,6 +22,7 @@ SMALL = {
     "hidden": (16, 16),
     "channels": (4,),
     "n_normal": 4,
+    "manifold": "spectral",
     "pretrain_epochs": 2,
     "siamese_epochs": 2,
     "self_epochs": 1,
