@@ -28,6 +28,11 @@ class Budget(NamedTuple):
         return rounds < FEWEST_ROUNDS or (rounds < MOST_ROUNDS and elapsed < self.seconds)
 
 
+def fit_clock(threads: int) -> Callable[[], float]:
+    """Seconds for whole fits: those that the process computed where it has one thread, else those of the wall."""
+    return time.process_time if threads == 1 else time.perf_counter
+
+
 class CpuClock:
     """Wall clock."""
 

@@ -3,14 +3,13 @@
 Each run (method, data set, seed) is appended to ``bench/results/methods/runs.jsonl`` as it ends: accuracy by the best
 one-to-one map, NMI, ARI, seconds, and how many clusters have members. Parameters are the classes' defaults but for
 those of ``RECIPES``, which make networks and epochs small enough for a CPU. Seconds of one thread are those that it
-computed. ``python -m bench.methods_report`` makes a page of the rows.
+computed. At the end ``bench/METHODS.md`` is made of all rows there are, as ``python -m bench.methods_report`` does.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from bench import methods_report
 from bench._data import DATA, IMAGES, Data, load
-from bench._environment import ROOT, cpu_stamp
+from bench._environment import cpu_stamp
+from bench._timing import fit_clock
 from fastdc import GaussianMixture, KMeans, SpectralClustering, methods, metrics
 from fastdc.catalog import list_methods
 from fastdc.views import Augmented, RandomAffine
 
-RESULTS = ROOT / "bench" / "results" / "methods" / "runs.jsonl"
 BASELINES = {"KMeans": KMeans, "GaussianMixture": GaussianMixture, "SpectralClustering": SpectralClustering}
 SMALL = {"hidden": (256, 256), "pretrain_epochs": 60}
 RECIPES: dict[str, dict[str, Any]] = {
@@ -70,7 +70,7 @@ def run(method: str, data: Data, seed: int, threads: int) -> dict[str, Any]:
     """One fit and its scores."""
     kind, options = BASELINES.get(method) or getattr(methods, method), options_of(method, data)
     model = kind(len(np.unique(data.truth)), random_state=seed, **options)
-    clock = time.process_time if threads == 1 else time.perf_counter
+    clock = fit_clock(threads)
     started = clock()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a collapse shows in n_clusters
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add("--data", nargs="+", choices=DATA, default=["digits"])
     add("--seeds", type=int, nargs="+", default=list(range(5)))
     add("--threads", type=int, default=torch.get_num_threads())
-    add("--out", type=Path, default=RESULTS)
+    add("--out", type=Path, default=methods_report.RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -113,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 with open(options.out, "a", encoding="utf-8") as file:
                     file.write(json.dumps(row) + "\n")
                 print(f"{name} {method} {seed}: ACC {row['acc']:.3f} NMI {row['nmi']:.3f} {row['seconds']:.1f} s")
+    if options.out == methods_report.RESULTS:
+        methods_report.main()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +30,7 @@ from torch.nn.functional import mse_loss
 
 from bench._data import IMAGES, load
 from bench._environment import ROOT, cpu_stamp
+from bench._timing import fit_clock
 from bench.methods import NEED_IMAGES
 from fastdc import methods
 from fastdc.catalog import list_methods
@@ -166,8 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "fit": lambda model=model: model.fit(x),  # type: ignore[misc]
             "bare": lambda model=model, passes=passes: bare_loop(x, clone(model), passes),  # type: ignore[misc]
         }
-        clock = time.process_time if options.threads == 1 else time.perf_counter
-        seconds = _interleaved(sides, options.repeats, clock)
+        seconds = _interleaved(sides, options.repeats, fit_clock(options.threads))
         row = {
             "kind": "overhead",
             "data": data.name,

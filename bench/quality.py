@@ -24,7 +24,6 @@ import json
 import os
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +35,7 @@ import torch
 
 from bench._data import Data, load
 from bench._environment import ROOT, cpu_stamp
+from bench._timing import fit_clock
 from fastdc import DCN, DEC, DKM, IDEC, N2D, VaDE
 from fastdc.metrics import clustering_accuracy, normalized_mutual_info
 
@@ -124,7 +124,7 @@ def defaults(data: Data, method: str, seed: int, settings: Settings) -> Iterator
 
 
 def _timed_fit(model: Any, data: Data, threads: int) -> dict[str, Any]:
-    clock = time.process_time if threads == 1 else time.perf_counter
+    clock = fit_clock(threads)
     start = clock()
     labels = model.fit(data.x).labels_
     return {**_scores(data, labels), "seconds": clock() - start, "epochs": model.n_iter_}
