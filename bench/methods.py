@@ -2,8 +2,9 @@
 
 Each run (method, data set, seed) is appended to ``bench/results/methods/runs.jsonl`` as it ends: accuracy by the best
 one-to-one map, NMI, ARI, seconds, and how many clusters have members. Parameters are the classes' defaults but for
-those of ``RECIPES``, which make networks and epochs small enough for a CPU. Seconds of one thread are those that it
-computed. At the end ``bench/METHODS.md`` is made of all rows there are, as ``python -m bench.methods_report`` does.
+those of ``RECIPES``, which make networks and epochs small enough for a CPU; methods whose papers are about images see
+those of MNIST as such, through convolutions. Seconds of one thread are those that it computed. At the end
+``bench/METHODS.md`` is made of all rows there are, as ``python -m bench.methods_report`` does.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bench._environment import cpu_stamp
 from bench._timing import fit_clock
 from fastdc import GaussianMixture, KMeans, SpectralClustering, methods, metrics
 from fastdc.catalog import list_methods
+from fastdc.networks import ConvBackbone
 from fastdc.views import Augmented, RandomAffine
 
 BASELINES = {"KMeans": KMeans, "GaussianMixture": GaussianMixture, "SpectralClustering": SpectralClustering}
@@ -54,11 +56,24 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 NEED_IMAGES = ("DCEC", "DECDA")
 OF_IMAGES = {"DeepCluster": {"n_latent": 32}}  # beside the recipe; these see transformed images, as in their papers
+SEE_MNIST = ("CC", "SwAV", "SeLa", "IDFD", "IIC", "DAC")  # through ConvBackbone
+OF_MNIST: dict[str, dict[str, Any]] = {  # beside the recipe
+    "SeLa": {"update_interval": None},
+    "SCAN": {"image_shape": IMAGES["mnist5000"], "epochs": 30, "self_epochs": 20},
+    "DeepCluster": {"image_shape": IMAGES["mnist5000"]},
+    "DSCNet": {"epochs": 40},
+    "ClusterGAN": {"epochs": 150},
+}
 
 
-def options_of(method: str, data: Data) -> dict[str, Any]:
-    """Parameters of a run beside the class's defaults."""
+def options_of(method: str, data: Data, seed: int) -> dict[str, Any]:
+    """Parameters of a run beside the class's defaults; MNIST is learnt in bfloat16."""
     options = dict(RECIPES.get(method, {}))
+    if data.name == "mnist5000" and method not in BASELINES:
+        options |= {"amp": "bfloat16"} | OF_MNIST.get(method, {})
+        if method in SEE_MNIST:
+            shape, generator = IMAGES[data.name], torch.Generator().manual_seed(seed)
+            options |= {"image_shape": shape, "autoencoder": ConvBackbone(shape, generator=generator)}
     if method in NEED_IMAGES:
         options["image_shape"] = IMAGES[data.name]
     if method in OF_IMAGES and data.name in IMAGES:
@@ -66,9 +81,14 @@ def options_of(method: str, data: Data) -> dict[str, Any]:
     return options
 
 
+def _named(value: object) -> str:
+    """What stands in a row: of a network its kind."""
+    return type(value).__name__ if isinstance(value, torch.nn.Module) else str(value)
+
+
 def run(method: str, data: Data, seed: int, threads: int) -> dict[str, Any]:
     """One fit and its scores."""
-    kind, options = BASELINES.get(method) or getattr(methods, method), options_of(method, data)
+    kind, options = BASELINES.get(method) or getattr(methods, method), options_of(method, data, seed)
     model = kind(len(np.unique(data.truth)), random_state=seed, **options)
     clock = fit_clock(threads)
     started = clock()
@@ -86,7 +106,7 @@ def run(method: str, data: Data, seed: int, threads: int) -> dict[str, Any]:
         "ari": scores["adjusted_rand_index"],
         "n_clusters": scores["n_clusters"],
         "seconds": seconds,
-        "options": {name: str(value) for name, value in options.items()},
+        "options": {name: _named(value) for name, value in options.items()},
         **cpu_stamp(threads),
     }
 

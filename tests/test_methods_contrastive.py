@@ -15,7 +15,7 @@ from fastdc.kernels.sinkhorn import sinkhorn_assign
 from fastdc.kernels.student_t import dec_loss
 from fastdc.methods import CC, IDFD, SCCL, SeLa, SwAV
 from fastdc.metrics import clustering_accuracy
-from fastdc.networks import Adapter, Autoencoder, Centroids, Prototypes, ResNet, SoftmaxHead, projection
+from fastdc.networks import Adapter, Autoencoder, Centroids, ConvBackbone, Prototypes, ResNet, SoftmaxHead, projection
 from fastdc.terms import (
     ClusterContrast,
     FeatureDecorrelation,
@@ -205,6 +205,18 @@ def test_resnet_halves_images_and_takes_blocks_by_stage():
     assert sum(type(layer).__name__ == "Block" for layer in network.encoder) == 4
 
 
+def test_a_small_convolutional_backbone_takes_any_image_and_stands_in_for_the_resnet():
+    drawn = [ConvBackbone((3, 9, 30), 12, (4, 8), torch.Generator().manual_seed(1)) for _ in range(2)]
+    assert drawn[0].encode(torch.zeros(2, 810)).shape == (2, 12)
+    assert all(torch.equal(a, b) for a, b in zip(*(network.parameters() for network in drawn)))
+    X, _ = digits(60)
+    shape = (1, 8, 8)
+    fitted = CC(3, image_shape=shape, autoencoder=ConvBackbone(shape, 16, (4, 8)), batch_size=32, epochs=1).fit(X)
+    assert fitted.transform(X).shape == (60, 16)
+    with pytest.raises(ValueError, match="at least 4 x 4 pixels"):
+        ConvBackbone((1, 3, 8))
+
+
 def test_a_users_encoder_decides_dtype_and_width():
     X, _ = digits(60)
     own = nn.Sequential(nn.Linear(64, 7), nn.ReLU()).double()
@@ -270,6 +282,19 @@ def test_idfd_beats_kmeans():
     X, y = digits(1797)
     labels = IDFD(10, hidden=(256,), epochs=30, n_init=5, random_state=0).fit_predict(X)
     assert clustering_accuracy(y, labels) > clustering_accuracy(y, KMeans(10, n_init=5, random_state=0).fit_predict(X))
+
+
+def test_idfd_clusters_directions_whatever_lengths_a_users_network_gives():
+    X, _ = digits(300)
+    identity = torch.nn.Linear(64, 64, bias=False)
+    torch.nn.init.eye_(identity.weight)
+    options = {"encoder": identity, "epochs": 1, "n_init": 2, "learning_rate": 1e-9, "random_state": 0}
+    lengths = 1 + np.arange(300, dtype=np.float32)[:, None]
+    fitted = IDFD(10, **options).fit(X * lengths)
+    units = X / np.linalg.norm(X, axis=1, keepdims=True)
+    nearest = np.linalg.norm(units[:, None] - fitted.cluster_centers_, axis=2).argmin(1)
+    np.testing.assert_array_equal(nearest, fitted.labels_)
+    assert np.linalg.norm(fitted.cluster_centers_, axis=1).max() < 1
 
 
 def test_the_library_exports_them():

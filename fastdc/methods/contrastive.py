@@ -12,7 +12,7 @@ from torch import nn
 from fastdc._input import read_count
 from fastdc.methods._pretrained import Initialise
 from fastdc.methods._views import ViewClusterer, projection_beside
-from fastdc.networks import Adapter, Centroids, Prototypes, SoftmaxHead, UnitAutoencoder
+from fastdc.networks import Adapter, Centroids, MappedCentroids, Prototypes, SoftmaxHead, UnitAutoencoder
 from fastdc.terms import (
     ClusterContrast,
     FeatureDecorrelation,
@@ -309,7 +309,8 @@ class IDFD(ViewClusterer):
     Notes
     -----
     Temperatures, weight and momentum are the authors'. Different: they train ResNet-18 for 2,000 epochs with SGD; here
-    a small network learns by Adam. The memory holds an embedding of each row.
+    a small network learns by Adam. The memory holds an embedding of each row. k-means sees rows of length one, whatever
+    the network gives.
 
     References
     ----------
@@ -335,7 +336,10 @@ class IDFD(ViewClusterer):
         backbone = super().make_network(n_features, generator)
         return UnitAutoencoder(backbone.encoder, self.n_latent, generator)  # type: ignore[arg-type]
 
-    def stages(self, head: Centroids) -> Iterator[Stage]:
+    def make_head(self, n_latent: int) -> MappedCentroids:
+        return MappedCentroids(self.n_clusters, n_latent, unit=True)
+
+    def stages(self, head: MappedCentroids) -> Iterator[Stage]:
         views = Augmented(self.augmentation(), 1) if self.views is None else self.views
         instances = InstanceDiscrimination(self.temperature, self.momentum)
         features = FeatureDecorrelation(self.decorrelation_temperature, self.group)

@@ -3,7 +3,14 @@
 from fastdc.networks.adapter import Adapter
 from fastdc.networks.adversarial import GeneratorTriple, LastColumns
 from fastdc.networks.autoencoder import Autoencoder, MLPAutoencoder, as_autoencoder, mlp
-from fastdc.networks.backbone import BatchNorm, MLPBackbone, UnitAutoencoder, frozen_statistics, projection
+from fastdc.networks.backbone import (
+    BatchNorm,
+    ConvBackbone,
+    MLPBackbone,
+    UnitAutoencoder,
+    frozen_statistics,
+    projection,
+)
 from fastdc.networks.convolution import ConvAutoencoder
 from fastdc.networks.graph import GraphCentroids, MappedCentroids, check_layers, layer_outputs
 from fastdc.networks.heads import Centroids, Head, Mixture, Prototypes, SoftmaxHead
@@ -21,6 +28,7 @@ __all__ = [
     "BatchNorm",
     "Centroids",
     "ConvAutoencoder",
+    "ConvBackbone",
     "ConvVariationalAutoencoder",
     "GeneratorTriple",
     "GraphCentroids",
