@@ -59,8 +59,8 @@ OF_IMAGES = {"DeepCluster": {"n_latent": 32}}  # beside the recipe; these see tr
 SEE_MNIST = ("CC", "SwAV", "SeLa", "IDFD", "IIC", "DAC")  # through ConvBackbone
 OF_MNIST: dict[str, dict[str, Any]] = {  # beside the recipe
     "SeLa": {"update_interval": None},
-    "SCAN": {"image_shape": IMAGES["mnist5000"], "epochs": 30, "self_epochs": 20},
-    "DeepCluster": {"image_shape": IMAGES["mnist5000"]},
+    "SCAN": {"image_shape": IMAGES["mnist5000"], "pretrain_epochs": 30, "epochs": 20, "self_epochs": 10},
+    "DeepCluster": {"image_shape": IMAGES["mnist5000"], "pretrain_epochs": 30, "epochs": 20},
     "DSCNet": {"epochs": 40},
     "ClusterGAN": {"epochs": 150},
 }
@@ -74,6 +74,8 @@ def options_of(method: str, data: Data, seed: int) -> dict[str, Any]:
         if method in SEE_MNIST:
             shape, generator = IMAGES[data.name], torch.Generator().manual_seed(seed)
             options |= {"image_shape": shape, "autoencoder": ConvBackbone(shape, generator=generator)}
+    if method == "VaDE" and data.name not in IMAGES:
+        options["likelihood"] = "gaussian"
     if method in NEED_IMAGES:
         options["image_shape"] = IMAGES[data.name]
     if method in OF_IMAGES and data.name in IMAGES:

@@ -34,6 +34,7 @@ def test_passes_are_those_of_the_method(model, passes):
     assert model.callbacks is None
     assert model.epochs == 3
     overhead.bare_loop(x, model, passes)
+    overhead.bare_loop(x, model, None)
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
