@@ -152,6 +152,7 @@ def _vat_kl(x: Tensor, centers: Tensor) -> None:
 def _pairwise_bce(x: Tensor, centers: Tensor) -> None:
     for labels in (None, _halves(x)):
         pairwise.pairwise_bce(x.softmax(1).requires_grad_(), labels).backward()
+    pairwise.pairwise_bce(x.softmax(1).requires_grad_(), chosen_by=x.softmax(1)).backward()
 
 
 def _soft_nearest_neighbor_loss(x: Tensor, centers: Tensor) -> None:

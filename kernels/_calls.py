@@ -261,6 +261,7 @@ CALLS: dict[str, Call] = {
     "cluster_dispersion": lambda m, **o: pairwise.cluster_dispersion(m.x, m.labels, m.size.k, **o),
     "pairwise_bce": lambda m, **o: pairwise.pairwise_bce(m.p, **o),
     "pairwise_bce: labels": lambda m, **o: pairwise.pairwise_bce(m.p, m.few_labels, **o),
+    "pairwise_bce: chosen": lambda m, **o: pairwise.pairwise_bce(m.p, chosen_by=m.p.detach().flip(0), **o),
     "soft_nearest_neighbor_loss": lambda m, **o: pairwise.soft_nearest_neighbor_loss(m.x, m.few_labels, **o),
     "triplet_loss": lambda m, **o: pairwise.triplet_loss(m.x, m.few_labels, **o),
     "triplet_loss: all": lambda m, **o: _all_triplets(m, **o),

@@ -45,11 +45,20 @@ def make_features(n, k, n_labels, dtype=torch.float32, seed=0):
     return x.softmax(1).to(dtype), labels
 
 
-def plain_bce(f, labels=None, upper=0.95, lower=0.455, eps=1e-6):
+def others_of(f):
+    """Rows that choose other pairs than those of f, exact in any dtype: these without their first feature."""
+    others = f.detach().clone()
+    others[:, 0] = 0.0
+    return others
+
+
+def plain_bce(f, labels=None, upper=0.95, lower=0.455, eps=1e-6, chosen_by=None):
     f = f / f.norm(dim=1, keepdim=True)
     g = f @ f.T
+    others = f if chosen_by is None else torch.nn.functional.normalize(chosen_by, dim=1)
+    chosen = others @ others.T
     same = labels == labels[:, None] if labels is not None else None
-    positive, negative = (g >= upper, g < lower) if same is None else (same, ~same)
+    positive, negative = (chosen >= upper, chosen < lower) if same is None else (same, ~same)
     selected = (positive | negative) & ~torch.eye(len(f), dtype=torch.bool)
     g = g.clamp(0, 1)
     terms = -torch.where(positive, g + eps, 1 - g + eps).log()

@@ -9,7 +9,7 @@ import torch
 from fastdc.kernels import pairwise
 from fastdc.kernels._accuracy import relative_error
 from fastdc.kernels.pairwise import triton_kernel
-from tests.pairwise_cases import loss_and_gradient, make_clusters, make_features, working
+from tests.pairwise_cases import loss_and_gradient, make_clusters, make_features, others_of, working
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
@@ -143,18 +143,28 @@ def test_strides():
 
 # --- losses
 
+
+def bce_by_others(f, labels, **options):
+    """Of the pairs of other rows than f's."""
+    return pairwise.pairwise_bce(f, labels, chosen_by=others_of(f), **options)
+
+
 LOSSES = {  # the op, its input and its options
     "bce_by_labels": (pairwise.pairwise_bce, make_features, {"eps": 1e-2}),  # 1 - g is small, and rounded
     "bce_by_thresholds": (pairwise.pairwise_bce, make_features, {"upper": 0.9, "lower": 0.4}),
+    "bce_by_others": (bce_by_others, make_features, {"upper": 0.9, "lower": 0.4, "eps": 1e-2}),
     "soft_nearest_neighbors": (pairwise.soft_nearest_neighbor_loss, make_clusters, {"temperature": 4.0}),
     "triplets": (pairwise.triplet_loss, make_clusters, {}),
 }
 
 
+WITHOUT_LABELS = ("bce_by_thresholds", "bce_by_others")
+
+
 def both_losses(name, x, labels):
     """(loss, gradient) of the kernel, and of the reference in float64."""
     op, _, options = LOSSES[name]
-    given = None if name == "bce_by_thresholds" else labels
+    given = None if name in WITHOUT_LABELS else labels
     expected = loss_and_gradient(op, x.double(), given, **options, backend="reference")
     moved = None if given is None else given.to(DEVICE)
     got = loss_and_gradient(op, x.to(DEVICE), moved, **options, backend="triton")
@@ -196,7 +206,7 @@ def test_T15_T05_losses_of_rows_far_away_and_equal(name, precision):
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_of_nothing_and_of_nan(name):
     alone = torch.arange(5) if "bce" not in name else torch.full((5,), -1)
-    if name != "bce_by_thresholds":
+    if name not in WITHOUT_LABELS:
         (loss, gradient), _ = both_losses(name, torch.eye(5), alone)
         assert loss == 0
         assert (gradient == 0).all()

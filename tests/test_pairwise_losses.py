@@ -14,6 +14,7 @@ from tests.pairwise_cases import (
     loss_and_gradient,
     make_clusters,
     make_features,
+    others_of,
     plain_all_triplets,
     plain_bce,
     plain_neighbors,
@@ -47,6 +48,14 @@ def plain_bce_by_thresholds(f, labels):
     return plain_bce(f, None, 0.9, 0.4)
 
 
+def bce_by_others(f, labels, **options):
+    return pairwise_bce(f, None, 0.9, 0.4, chosen_by=others_of(f), eps=1e-2, **options)  # 1 - g is small, and rounded
+
+
+def plain_bce_by_others(f, labels):
+    return plain_bce(f, None, 0.9, 0.4, 1e-2, chosen_by=others_of(f))
+
+
 def neighbors(x, labels, **options):
     return soft_nearest_neighbor_loss(x, labels, 30.0, **options)
 
@@ -67,6 +76,7 @@ def make_mixture(*arguments, **options):
 LOSSES = {  # the op, the same in plain torch, and its input
     "bce_by_labels": (bce_by_labels, plain_bce, make_features),
     "bce_by_thresholds": (bce_by_thresholds, plain_bce_by_thresholds, make_features),
+    "bce_by_others": (bce_by_others, plain_bce_by_others, make_features),
     "soft_nearest_neighbors": (neighbors, plain_neighbors_at_30, make_mixture),
     "triplets": (triplet_loss, plain_triplets, make_mixture),
     "all_triplets": (all_triplets, plain_all_triplets, make_mixture),
@@ -87,6 +97,9 @@ def test_bce_by_hand(backend):
     # cosines: 1, 0.6, 0, 0.6, 0, 0.8
     loss = pairwise_bce(f, None, 0.75, 0.5, backend=backend)
     assert loss.item() == pytest.approx(-math.log(0.8) / 4, rel=1e-4)
+    others = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 3.0], [1.0, 1.0]])  # the second and third are the same
+    loss = pairwise_bce(f, None, 0.75, 0.5, chosen_by=others, backend=backend)
+    assert loss.item() == pytest.approx(-(math.log(0.6) + math.log(1e-6) + math.log(0.4)) / 3, rel=1e-4)
     loss = pairwise_bce(f, torch.tensor([7, 7, 7, -1]), backend=backend)
     assert loss.item() == pytest.approx(-2 * math.log(0.6) / 3, rel=1e-4)
     loss = pairwise_bce(f, torch.tensor([0, 1, 2, 2]), eps=0.1, backend=backend)
@@ -324,8 +337,8 @@ def test_gradient_is_scaled_and_may_be_asked_for_twice(case):
 def test_opcheck():
     x, labels = make_clusters(40, 20, 3)
     unit = torch.nn.functional.normalize(make_features(40, 20, 3)[0], dim=1).requires_grad_()
-    for given in (None, labels):
-        torch.library.opcheck(custom_ops.BCE["numba"], (unit, given, [0.9, 0.4, 1e-6], True))
+    for chooses in ((None, None), (labels, None), (None, unit.detach().flip(0))):
+        torch.library.opcheck(custom_ops.BCE["numba"], (unit, *chooses, [0.9, 0.4, 1e-6], True))
     torch.library.opcheck(custom_ops.NEIGHBORS["numba"], (x.requires_grad_(), labels, 1.0, True))
     torch.library.opcheck(custom_ops.NEIGHBORS["numba"], (x.detach(), labels, 1.0, False))
     torch.library.opcheck(custom_ops.triplet_loss_all_numba, (x.requires_grad_(), labels, 0.5, True))
@@ -358,6 +371,10 @@ def test_modules():
     f, labels = make_features(40, 5, 3)
     assert torch.equal(losses.PairwiseBCELoss(0.8, 0.3, 1e-4)(f), fastdc.pairwise_bce(f, None, 0.8, 0.3, eps=1e-4))
     assert torch.equal(losses.PairwiseBCELoss()(f, labels), fastdc.pairwise_bce(f, labels))
+    chosen_by = others_of(f)
+    assert torch.equal(
+        losses.PairwiseBCELoss()(f, chosen_by=chosen_by), fastdc.pairwise_bce(f, chosen_by=chosen_by.double())
+    )
     assert torch.equal(losses.SoftNearestNeighborLoss(0.1)(f, labels), soft_nearest_neighbor_loss(f, labels, 0.1))
     assert torch.equal(losses.TripletLoss(0.2)(f, labels), triplet_loss(f, labels, 0.2))
     assert torch.equal(losses.TripletLoss()(f, labels), triplet_loss(f, labels))
@@ -371,6 +388,9 @@ def test_modules():
         (lambda x, y: pairwise_bce(x, None, math.nan), ValueError, "upper and lower must be finite numbers"),
         (lambda x, y: pairwise_bce(x, eps=0), ValueError, "eps must be a finite number above 0, got 0"),
         (lambda x, y: pairwise_bce(x[0]), ValueError, r"f must be 2-D, of shape \(n_samples, n_clusters\), got shape"),
+        (lambda x, y: pairwise_bce(x, y, chosen_by=x), ValueError, "labels and chosen_by both say which pairs"),
+        (lambda x, y: pairwise_bce(x, chosen_by=x[:2]), ValueError, "chosen_by has 2 rows but f has 3"),
+        (lambda x, y: pairwise_bce(x, chosen_by=x[:, :1]), ValueError, "chosen_by has 1 features but f has"),
         (lambda x, y: pairwise_bce(x, y[:2]), ValueError, r"labels must have shape \(3,\), one entry for each of the"),
         (
             lambda x, y: soft_nearest_neighbor_loss(x, y, 0.0),

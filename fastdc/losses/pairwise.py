@@ -33,9 +33,9 @@ class PairwiseBCELoss(nn.Module):
         self.upper, self.lower = check_thresholds(upper, lower)
         self.eps = check_positive(eps, "eps")
 
-    def forward(self, f: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The loss of softmax outputs (n_samples, n_clusters); with labels they say which pairs are positive."""
-        return pairwise_bce(f, labels, self.upper, self.lower, eps=self.eps)
+    def forward(self, f: Tensor, labels: Tensor | None = None, chosen_by: Tensor | None = None) -> Tensor:
+        """The loss of softmax outputs (n_samples, n_clusters); labels or outputs of other rows may choose the pairs."""
+        return pairwise_bce(f, labels, self.upper, self.lower, chosen_by=chosen_by, eps=self.eps)
 
 
 class SoftNearestNeighborLoss(nn.Module):

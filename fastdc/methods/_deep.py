@@ -248,7 +248,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
 
     def _finish(self, trainer: Trainer, X: Any) -> None:
         """Set the fitted attributes, all at once."""
-        head: Any = trainer.head
+        head: Any = trainer.head.eval()  # type: ignore[union-attr]
         z = trainer.embed()
         labels = self._label(trainer, z)
         if bool((labels < 0).any()):
@@ -339,7 +339,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
             head.load_state_dict(weights["head_"])
         except RuntimeError as error:
             raise CheckpointError(f"the saved weights do not fit the module: {error}") from error
-        self.network_, self.head_ = network.to(device).eval(), head.to(device, _dtype_of(network))
+        self.network_, self.head_ = network.to(device).eval(), head.to(device, _dtype_of(network)).eval()
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

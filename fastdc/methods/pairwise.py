@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
-from fastdc.kernels._checks import check_positive
 from fastdc.methods._views import ViewClusterer
 from fastdc.networks import SoftmaxHead
 from fastdc.terms import PairwiseAgreement, Watch
@@ -34,12 +31,11 @@ class DAC(ViewClusterer):
 
     Notes
     -----
-    Thresholds and their paths are the paper's; 45 epochs make a step of 0.01. Different: the authors choose pairs
-    among 1,000 rows at a time by the network as it was before, and train on transforms of them in batches; here a
-    batch chooses its pairs as its views appear, in one pass. The network is smaller than theirs, which is
-    convolutional; of 1,797 digits taken as vectors fewer are found here than by k-means. Logits begin
-    ``logit_scale`` times as far apart as layers do by default: softmax outputs that are all alike have all pairs
-    positive, and stay alike.
+    Thresholds and their paths are the paper's; 45 epochs make a step of 0.01. The rows as they are choose the pairs,
+    their transforms learn from them, and logits have batch normalisation, which keeps clusters filled: both as in the
+    authors' code. Different: they choose pairs among 1,000 rows at a time and train on them ten times, in batches of
+    32, here each batch chooses and is learnt once; logits there go through ReLU; their network is convolutional, and
+    its label features are also drawn to those of the rows as they are, of which the paper does not speak.
 
     References
     ----------
@@ -57,19 +53,10 @@ class DAC(ViewClusterer):
     epochs: int = 45
     upper: float = 0.95
     lower: float = 0.455
-    logit_scale: float = 4.0
 
     def make_head(self, n_latent: int) -> SoftmaxHead:
-        head = SoftmaxHead(n_latent, self.n_clusters)
-        with torch.no_grad():
-            for parameter in head.parameters():
-                parameter.mul_(self.logit_scale)
-        return head
+        return SoftmaxHead(n_latent, self.n_clusters, normalize=True)
 
     def stages(self, head: SoftmaxHead) -> Iterator[Stage]:
         views = Augmented(self.augmentation(), 1) if self.views is None else self.views
         yield self.training(PairwiseAgreement(head, self.upper, self.lower), views=views, watch=Watch(head))
-
-    def _check_parameters(self) -> None:
-        super()._check_parameters()
-        check_positive(self.logit_scale, "logit_scale")

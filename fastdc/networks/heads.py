@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fastdc.kernels._checks import check_positive
 from fastdc.kernels.gaussian_mixture import gmm_responsibilities
 from fastdc.kernels.student_t import StudentTStatistics, student_t_assign, student_t_statistics
+from fastdc.networks.backbone import BatchNorm
 
 CHUNK_ENTRIES = 1 << 22  # of an assignment that is held at once where a kernel does not spare it
 
@@ -86,12 +87,15 @@ class SoftmaxHead(Head):
     n_latent, n_clusters : int
     hidden : int, optional
         Width of a layer with ReLU before the last; without it the head is linear.
+    normalize : bool
+        Batch normalisation of the logits: in training each cluster has rows above and below its mean.
     """
 
-    def __init__(self, n_latent: int, n_clusters: int, hidden: int | None = None) -> None:
+    def __init__(self, n_latent: int, n_clusters: int, hidden: int | None = None, normalize: bool = False) -> None:
         super().__init__()
         before: list[nn.Module] = [] if hidden is None else [nn.Linear(n_latent, hidden), nn.ReLU()]
-        self.layers = nn.Sequential(*before, nn.Linear(hidden or n_latent, n_clusters))
+        after: list[nn.Module] = [BatchNorm(n_clusters)] if normalize else []
+        self.layers = nn.Sequential(*before, nn.Linear(hidden or n_latent, n_clusters), *after)
 
     def forward(self, z: Tensor) -> Tensor:
         """Logits of shape (n_samples, n_clusters)."""

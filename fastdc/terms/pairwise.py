@@ -14,8 +14,9 @@ from fastdc.training import Batch, Term
 class PairwiseAgreement(Term):
     """Cross-entropy of "the same cluster" over the pairs that a head is sure of (DAC), averaged over views.
 
-    Pairs with a cosine of at least u are the same, those below l are not; with the progress of the stage from 0 to 1
-    u = upper - t and l = lower + t / 10 go to where they meet, so that in the end all pairs count.
+    The rows as they are choose the pairs, their views learn from them. Pairs with a cosine of at least u are the same,
+    those below l are not; with the progress of the stage from 0 to 1 u = upper - t and l = lower + t / 10 go to where
+    they meet, so that in the end all pairs count.
 
     Parameters
     ----------
@@ -41,8 +42,15 @@ class PairwiseAgreement(Term):
         self.upper, self.lower = upper - step, lower + 0.1 * step
 
     def forward(self, batch: Batch) -> Tensor:
+        if all(view is batch for view in batch.views):
+            chosen_by = None
+        else:
+            with torch.no_grad():
+                chosen_by = self.head(batch.network.encode(batch.x)).softmax(1)  # type: ignore[operator]
         losses = [
-            pairwise_bce(view.through(self.head).softmax(1), None, self.upper, self.lower, eps=self.eps)
+            pairwise_bce(
+                view.through(self.head).softmax(1), None, self.upper, self.lower, chosen_by=chosen_by, eps=self.eps
+            )
             for view in batch.views
         ]
         return torch.stack(losses).mean()

@@ -115,7 +115,8 @@ class Alternate(Stage):
         start = trainer.resumed()
         for player, state in zip(players, start.optimizers):
             player.optimizer.load_state_dict(state)
-        trainer.network.train()
+        for module in (trainer.network, *self.terms()):
+            module.train()
         interval = self.update_interval or self.refresh_epochs * (1 if self.whole else trainer.steps_per_epoch)
         n_parts = 1 if self.whole else trainer.settings.accumulate
         refreshed = [term for term in self.terms() if term.needs_refresh]
@@ -148,7 +149,8 @@ class Alternate(Stage):
         z = trainer.embed()
         measured: dict[str, Tensor] = {}
         for term in terms:
-            measured |= term.refresh(z)  # type: ignore[operator]
+            measured |= term.eval().refresh(z)  # type: ignore[operator]
+            term.train()
         values = torch.stack([value.double() for value in measured.values()]).tolist() if measured else []
         record = dict(zip(measured, values))
         stop = trainer.record(stage=self.stage, epoch=epoch, step=step, **record)
@@ -156,7 +158,7 @@ class Alternate(Stage):
 
     def _measure(self, players: Sequence[_Player], trainer: Trainer, epoch: int) -> Record:
         """Mean losses of the epoch, for the history."""
-        trainer.average([buffer for buffer in trainer.network.buffers() if buffer.is_floating_point()])
+        trainer.average(_running(trainer.network, self.terms()))
         means = torch.cat([player.mean() for player in players])
         trainer.average([means])
         losses = means.tolist()
@@ -207,6 +209,13 @@ class Train(Alternate):
     ) -> None:
         turn = Turn(objective=objective, learning_rate=learning_rate, **of_turn)
         super().__init__(stage, epochs, [turn], views, update_interval, until, watch, refresh_epochs, whole)
+
+
+def _running(network: nn.Module, terms: Sequence[nn.Module]) -> list[Tensor]:
+    """What follows the rows that a process sees: buffers of the network, and of normalisations in the terms' heads."""
+    norms = [part for term in terms for part in term.modules() if isinstance(part, nn.modules.batchnorm._BatchNorm)]
+    buffers = dict.fromkeys(buffer for module in (network, *norms) for buffer in module.buffers())
+    return [buffer for buffer in buffers if buffer.is_floating_point()]
 
 
 class _Player:

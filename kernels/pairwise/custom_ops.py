@@ -128,11 +128,13 @@ CLUSTERS = {(op, backend): register(backend) for op, register in _REGISTER.items
 # --- losses
 
 
-def pairwise_bce(backend: str, unit: Tensor, labels: Tensor | None, limits: list[float]) -> Tensor:
+def pairwise_bce(
+    backend: str, unit: Tensor, labels: Tensor | None, chooser: Tensor | None, limits: list[float]
+) -> Tensor:
     """Of rows of length one; limits: upper, lower, eps."""
-    if without_gradient(unit) and is_eager(unit, labels):
-        return _losses(backend).pairwise_bce(unit, labels, limits, False)[0]
-    return BCE[backend](unit, labels, limits, torch.is_grad_enabled() and unit.requires_grad)[0]
+    if without_gradient(unit) and is_eager(unit, labels, chooser):
+        return _losses(backend).pairwise_bce(unit, labels, chooser, limits, False)[0]
+    return BCE[backend](unit, labels, chooser, limits, torch.is_grad_enabled() and unit.requires_grad)[0]
 
 
 def soft_nearest_neighbor_loss(backend: str, x: Tensor, labels: Tensor, temperature: float) -> Tensor:
@@ -161,14 +163,18 @@ def _loss_and_gradient(x: Tensor, need: bool) -> tuple[Tensor, Tensor]:
 
 def _register_bce(backend: str) -> Any:
     @torch.library.custom_op(f"fastdc::pairwise_bce_{backend}", mutates_args=())
-    def bce(unit: Tensor, labels: Tensor | None, limits: list[float], need: bool) -> tuple[Tensor, Tensor]:
-        return _losses(backend).pairwise_bce(unit.detach(), labels, limits, need)
+    def bce(
+        unit: Tensor, labels: Tensor | None, chooser: Tensor | None, limits: list[float], need: bool
+    ) -> tuple[Tensor, Tensor]:
+        return _losses(backend).pairwise_bce(unit.detach(), labels, chooser, limits, need)
 
     @bce.register_fake
-    def _(unit: Tensor, labels: Tensor | None, limits: list[float], need: bool) -> tuple[Tensor, Tensor]:
+    def _(
+        unit: Tensor, labels: Tensor | None, chooser: Tensor | None, limits: list[float], need: bool
+    ) -> tuple[Tensor, Tensor]:
         return _loss_and_gradient(unit, need)
 
-    register_gradients(bce, n_tensors=2)
+    register_gradients(bce, n_tensors=3)
     return bce
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdc.kernels._autograd import refuse_transforms
 from fastdc.kernels._backend import BackendError, choose
-from fastdc.kernels._checks import check_labels, check_not_negative, check_points, check_positive
+from fastdc.kernels._checks import check_centers, check_labels, check_not_negative, check_points, check_positive
 from fastdc.kernels._precision import working_dtype
 from fastdc.kernels.pairwise import custom_ops, reference
 from fastdc.kernels.pairwise.clusters import hardest_pairs
@@ -25,6 +25,7 @@ def pairwise_bce(
     upper: float = 0.95,
     lower: float = 0.455,
     *,
+    chosen_by: Tensor | None = None,
     eps: float = 1e-6,
     backend: str | None = None,
 ) -> Tensor:
@@ -34,13 +35,13 @@ def pairwise_bce(
               + (1 - r_{ij}) \log (1 - g_{ij} + \epsilon), \quad g_{ij} = \frac{f_i \cdot f_j}{|f_i| |f_j|}
 
     Without labels, as in DAC, a pair with :math:`g \ge upper` is positive (r = 1), one with :math:`g < lower`
-    negative (r = 0), and those between are left out. With labels, pairs of the same label are positive and all
-    others negative; rows with a label below zero are left out. No row makes a pair with itself. Same as, without
-    any (n_samples, n_samples) matrix::
+    negative (r = 0), and those between are left out; where other rows choose, g of the condition is theirs. With
+    labels, pairs of the same label are positive and all others negative; rows with a label below zero are left out. No row
+    makes a pair with itself. Same as, without any (n_samples, n_samples) matrix::
 
         f = f / f.norm(dim=1, keepdim=True)
         g = f @ f.T
-        positive, negative = g >= upper, g < lower  # or labels == labels[:, None], and not
+        positive, negative = g >= upper, g < lower  # or the same of chosen_by, or labels == labels[:, None], and not
         selected = (positive | negative).fill_diagonal_(False)
         g = g.clamp(0, 1)
         loss = -torch.where(positive, g + eps, 1 - g + eps).log()[selected].mean()
@@ -54,6 +55,9 @@ def pairwise_bce(
     upper, lower : float, lower <= upper
         Thresholds of the selection, unused with labels. DAC begins with these and narrows them:
         0.95 - t and 0.455 + 0.1 t.
+    chosen_by : Tensor of shape (n_samples, n_clusters), optional
+        Rows by whose cosines pairs are chosen, instead of those of f: DAC chooses by the rows as they are, and learns
+        from transforms of them. Not beside labels.
     eps : float > 0
         Keeps the logarithms finite.
     backend : {None, "reference", "numba", "triton"}
@@ -67,7 +71,7 @@ def pairwise_bce(
     Notes
     -----
     Gradients: to f, computed in the forward pass; a second derivative raises. The selection has none.
-    Memory: four matrices the size of f, the gradient among them, and 100 kB a thread.
+    Memory: four matrices the size of f, the gradient among them, three more with ``chosen_by``, and 100 kB a thread.
     Precision: similarities in float32 or wider; sums over pairs in float64.
     Determinism: same bits for any number of threads on CPUs; no atomics on GPUs.
 
@@ -87,14 +91,26 @@ def pairwise_bce(
     if labels is not None:
         check_labels(labels, f.shape[0], "labels", f)
     limits = [*check_thresholds(upper, lower), check_positive(eps, "eps")]
+    if chosen_by is not None:
+        if labels is not None:
+            raise ValueError("labels and chosen_by both say which pairs are positive; pass one of them")
+        check_centers(chosen_by, f, "chosen_by", "f")
+        if len(chosen_by) != len(f):
+            raise ValueError(f"chosen_by has {len(chosen_by)} rows but f has {len(f)}; they are forms of the same rows")
     name = choose("pairwise_bce", f, backend)
-    wide = f.to(working_dtype(f)).contiguous()  # so that strides change no bit
-    norms = wide.norm(dim=1, keepdim=True)
-    unit = wide / torch.where(norms == 0, 1.0, norms)
+    unit = _of_length_one(f, working_dtype(f))
+    chooser = None if chosen_by is None else _of_length_one(chosen_by.detach(), unit.dtype)
     if name == "reference":
-        return reference.pairwise_bce_reference(unit, labels, *limits)
+        return reference.pairwise_bce_reference(unit, labels, chooser, *limits)
     refuse_transforms("pairwise_bce", f)
-    return custom_ops.pairwise_bce(name, unit, labels, limits)
+    return custom_ops.pairwise_bce(name, unit, labels, chooser, limits)
+
+
+def _of_length_one(f: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows over their lengths; rows of zeros stay."""
+    wide = f.to(dtype).contiguous()  # so that strides change no bit
+    norms = wide.norm(dim=1, keepdim=True)
+    return wide / torch.where(norms == 0, 1.0, norms)
 
 
 def soft_nearest_neighbor_loss(

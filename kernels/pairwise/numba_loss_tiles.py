@@ -5,9 +5,12 @@ Sums over points are in the dtype of the points within a chunk, float64 beyond.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import NamedTuple
 
-from fastdc.kernels._lanes import load_columns, store_columns
+import numpy as np
+from numpy.typing import NDArray
+
+from fastdc.kernels._lanes import load_columns, padded, store_columns
 from fastdc.kernels._math import exp2, log2
 from fastdc.kernels._numba import jit
 from fastdc.kernels._simd import gemm
@@ -21,11 +24,25 @@ FARTHEST = 1e38  # an exponent that no pair reaches: where nothing has been met 
 # --- pairwise_bce
 
 
+class Chooser(NamedTuple):
+    """Points whose products choose pairs, and what one worker needs to meet them."""
+
+    raw: NDArray  # (n, d)
+    columns: NDArray  # (padded, 64) those in lanes
+    tile: NDArray  # (CHUNK, 64)
+
+
+def make_chooser(raw: NDArray) -> Chooser:
+    return Chooser(
+        raw, np.empty((padded(raw.shape[1]), LANES), raw.dtype), np.empty((CHUNK, LANES), raw.dtype)
+    )
+
+
 @jit
-def bce_block(points, labels, limits, work, start, stop, totals, grad):
+def bce_block(points, labels, chooser, limits, work, start, stop, totals, grad):
     """Sums of the losses of rows start … stop with all others, and of the number of selected pairs, into totals.
 
-    limits: upper, lower, eps. grad: sums over points of the loss's derivative times the point; of no rows if it is
+    chooser: a ``Chooser``, or None where the points themselves choose. limits: upper, lower, eps. grad: sums over points of the loss's derivative times the point; of no rows if it is
     not wanted.
     """
     d = points.raw.shape[1]
@@ -34,6 +51,8 @@ def bce_block(points, labels, limits, work, start, stop, totals, grad):
     for first in range(start, stop, LANES):
         used = min(LANES, stop - first)
         load_columns(points.raw[first:stop], points.shift, work.columns, work.scratch.corner)
+        if chooser is not None:
+            load_columns(chooser.raw[first:stop], points.shift, chooser.columns, work.scratch.corner)
         if labels is not None:
             name_lanes(labels, first, stop, work)
         else:
@@ -46,7 +65,10 @@ def bce_block(points, labels, limits, work, start, stop, totals, grad):
             chunk = chunk_of(points, at, min(CHUNK, points.raw.shape[0] - at))
             tile = work.tile[: chunk.raw.shape[0]]
             gemm(chunk.raw, work.columns[:d], tile, False)
-            _bce_terms(tile, labels, at, limits, work)
+            if chooser is not None:
+                others = chooser.raw[at : at + tile.shape[0]]
+                gemm(others, chooser.columns[:d], chooser.tile[: tile.shape[0]], False)
+            _bce_terms(tile, labels, chooser, at, limits, work)
             for lane in range(LANES):
                 losses[lane] += work.lanes[0, lane]
                 counted[lane] += work.lanes[1, lane]
@@ -66,7 +88,7 @@ def _number_lanes(first, stop, work):
 
 
 @jit(inner=True)
-def _bce_terms(tile, labels, at, limits, work):
+def _bce_terms(tile, labels, chooser, at, limits, work):
     """Similarities become derivatives; their losses, to base 2, and number of selected pairs into two lanes."""
     total, counted = work.lanes[0], work.lanes[1]
     zero, one = tile.dtype.type(0), tile.dtype.type(1)
@@ -79,7 +101,8 @@ def _bce_terms(tile, labels, at, limits, work):
         for lane in range(LANES):
             g = row[lane]
             if labels is None:
-                positive, negative = g >= upper, not (g >= lower)
+                chosen = g if chooser is None else chooser.tile[j, lane]
+                positive, negative = chosen >= upper, not (chosen >= lower)
             else:
                 known = (label >= 0) & (work.label[lane] >= 0)
                 positive, negative = known & (work.label[lane] == label), known & (work.label[lane] != label)

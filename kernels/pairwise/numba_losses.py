@@ -16,21 +16,26 @@ from fastdc.kernels.pairwise.numba_chunks import Work, make_work, prepare_points
 from fastdc.kernels.pairwise.numba_kernel import LARGEST_BLOCK, compact
 
 
-def pairwise_bce(f: Tensor, labels: Tensor | None, limits: list[float], need: bool) -> tuple[Tensor, Tensor]:
+def pairwise_bce(
+    f: Tensor, labels: Tensor | None, chooser: Tensor | None, limits: list[float], need: bool
+) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient (n, k), of no rows where not needed. limits: upper, lower, eps."""
     element = numpy_dtype(f.dtype)
     n, d = f.shape
     points = prepare_points(as_array(f, element), shifts=False)
+    others = None if chooser is None else as_array(chooser, element)
     numbers = None if labels is None else _known(labels)
     grad = empty((n if need else 0, d), element)
     totals = np.zeros(2)
     block = block_rows(n, largest=LARGEST_BLOCK, row_ns=distances_ns(d, n))
-    works = [(_without_distances(make_work(d, element)), np.zeros(2)) for _ in range(n_workers(-(-n // block)))]
+    workers = range(n_workers(-(-n // block)))
+    works = [(_without_distances(make_work(d, element)), np.zeros(2)) for _ in workers]
+    choosers = [None if others is None else tiles.make_chooser(others) for _ in workers]
     bounds = np.array(limits, element)
 
     def work(worker: int, start: int, stop: int) -> None:
         own, partial = works[worker]
-        tiles.bce_block(points, numbers, bounds, own, start, stop, partial, grad.numpy())
+        tiles.bce_block(points, numbers, choosers[worker], bounds, own, start, stop, partial, grad.numpy())
 
     def commit(worker: int) -> None:
         totals[:] += works[worker][1]

@@ -79,11 +79,14 @@ def hardest_pairs_reference(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, 
 # --- losses
 
 
-def pairwise_bce_reference(unit: Tensor, labels: Tensor | None, upper: float, lower: float, eps: float) -> Tensor:
-    """Mean over the selected pairs of rows (n, k) of length one."""
+def pairwise_bce_reference(
+    unit: Tensor, labels: Tensor | None, chooser: Tensor | None, upper: float, lower: float, eps: float
+) -> Tensor:
+    """Mean over the selected pairs of rows (n, k) of length one; the chooser's are, too."""
     g = unit @ unit.T  # writes n n s
     if labels is None:
-        positive, negative = g >= upper, ~(g >= lower)  # NaN is negative, so that it shows
+        chosen = g if chooser is None else chooser @ chooser.T
+        positive, negative = chosen >= upper, ~(chosen >= lower)  # NaN is negative, so that it shows
     else:
         known = (labels >= 0) & (labels[:, None] >= 0)
         same = labels == labels[:, None]

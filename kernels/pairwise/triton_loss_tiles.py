@@ -56,13 +56,14 @@ def add_product_gradient(
 
 @triton.jit(do_not_specialize=RUNTIME)
 def _pairwise_bce_kernel(
-    x_ptr, stride_xn, stride_xd, labels_ptr, limits_ptr, totals_ptr, grad_ptr, N, D,
-    HAS_LABELS: tl.constexpr, NEED_GRADIENT: tl.constexpr,
+    x_ptr, stride_xn, stride_xd, labels_ptr, chooser_ptr, limits_ptr, totals_ptr, grad_ptr, N, D,
+    HAS_LABELS: tl.constexpr, HAS_CHOOSER: tl.constexpr, NEED_GRADIENT: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Loss and number of selected pairs of BLOCK_N rows into totals (programs, 2), float64.
 
-    grad (N, D): the sums over points of the loss's derivative times the point. limits: upper, lower, eps.
+    chooser (N, D): points whose products choose pairs. grad (N, D): the sums over points of the loss's derivative
+    times the point. limits: upper, lower, eps.
     """
     pid = tl.program_id(0).to(tl.int64)
     offs_n = pid * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -81,8 +82,11 @@ def _pairwise_bce_kernel(
             positive = label[:, None] == point[None, :]
             selected = selected & (label[:, None] >= 0) & (point[None, :] >= 0)
         else:
-            positive = g >= tl.load(limits_ptr)
-            selected = selected & (positive | ((g >= tl.load(limits_ptr + 1)) == 0))  # NaN is negative: it shows
+            chosen = g
+            if HAS_CHOOSER:
+                chosen = product_tile(chooser_ptr, D, 1, offs_n, offs_k, N, D, ACC, PRECISION, BLOCK_D)
+            positive = chosen >= tl.load(limits_ptr)
+            selected = selected & (positive | ((chosen >= tl.load(limits_ptr + 1)) == 0))  # NaN is negative: it shows
         sign = tl.where(selected & (g >= 0.0) & (g <= 1.0), tl.where(positive, -1.0, 1.0), 0.0).to(ACC)
         count += tl.sum(selected.to(tl.int32), axis=1)
         g = tl.where(g > 1.0, 1.0, tl.where(g < 0.0, 0.0, g))

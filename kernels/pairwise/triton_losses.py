@@ -13,7 +13,9 @@ from fastdc.kernels.pairwise import triton_loss_tiles as tiles
 from fastdc.kernels.pairwise.triton_kernel import Job
 
 
-def pairwise_bce(unit: Tensor, labels: Tensor | None, limits: list[float], need: bool) -> tuple[Tensor, Tensor]:
+def pairwise_bce(
+    unit: Tensor, labels: Tensor | None, chooser: Tensor | None, limits: list[float], need: bool
+) -> tuple[Tensor, Tensor]:
     """The loss, and its gradient (n, k), of no rows where not needed. limits: upper, lower, eps."""
     job = Job(unit)
     totals = torch.empty(triton.cdiv(job.n, job.launch.block_n), 2, dtype=torch.float64, device=unit.device)
@@ -21,8 +23,8 @@ def pairwise_bce(unit: Tensor, labels: Tensor | None, limits: list[float], need:
     bounds = filled(limits, unit, job.dtype)
     job.run(
         tiles._pairwise_bce_kernel,
-        *job.rows, unit if labels is None else labels, bounds, totals, grad, job.n, job.d,
-        HAS_LABELS=labels is not None, NEED_GRADIENT=need,
+        *job.rows, unit if labels is None else labels, unit if chooser is None else chooser, bounds, totals, grad,
+        job.n, job.d, HAS_LABELS=labels is not None, HAS_CHOOSER=chooser is not None, NEED_GRADIENT=need,
     )  # fmt: skip
     loss, count = totals.sum(dim=0)
     count = count.clamp(min=1)
