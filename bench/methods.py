@@ -42,8 +42,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "IMSAT": {"hidden": (256,), "n_latent": 256},
     "IIC": {"epochs": 60, "batch_size": 256},
     "CC": {"epochs": 60},
-    "SwAV": {"epochs": 40},
-    "SeLa": {"epochs": 100, "update_interval": 8},
+    "SwAV": {"epochs": 60, "batch_size": 128},
+    "SeLa": {"epochs": 60, "batch_size": 64},
     "IDFD": {"epochs": 60},
     "ClusterGAN": {"epochs": 300, "learning_rate": 5e-4},
     "DCN": {"epochs": 50},
@@ -58,7 +58,8 @@ NEED_IMAGES = ("DCEC", "DECDA")
 OF_IMAGES = {"DeepCluster": {"n_latent": 32}}  # beside the recipe; these see transformed images, as in their papers
 SEE_MNIST = ("CC", "SwAV", "SeLa", "IDFD", "IIC", "DAC")  # through ConvBackbone
 OF_MNIST: dict[str, dict[str, Any]] = {  # beside the recipe
-    "SeLa": {"update_interval": None},
+    "SwAV": {"epochs": 40, "batch_size": 256},
+    "SeLa": {"epochs": 100, "batch_size": 256},
     "SCAN": {"image_shape": IMAGES["mnist5000"], "pretrain_epochs": 30, "epochs": 20, "self_epochs": 10},
     "DeepCluster": {"image_shape": IMAGES["mnist5000"], "pretrain_epochs": 30, "epochs": 20},
     "DSCNet": {"epochs": 40},

@@ -41,6 +41,7 @@ def test_passes_are_those_of_the_method(model, passes):
 def test_rows_make_the_page(tmp_path, monkeypatch):
     runs, overheads, page = tmp_path / "runs.jsonl", tmp_path / "overhead.jsonl", tmp_path / "METHODS.md"
     monkeypatch.setitem(bench_methods.RECIPES, "DAC", {"hidden": (8,), "epochs": 1})
+    monkeypatch.setitem(methods_report.BELOW, "DAC", "one epoch")
     for name, path in {"RESULTS": runs, "OVERHEAD": overheads, "TABLE": page}.items():
         monkeypatch.setattr(methods_report, name, path)
     arguments = ["--methods", "DAC", "--epochs", "1", "--repeats", "1", "--out", str(overheads)]

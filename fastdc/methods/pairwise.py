@@ -31,11 +31,12 @@ class DAC(ViewClusterer):
 
     Notes
     -----
-    Thresholds and their paths are the paper's; 45 epochs make a step of 0.01. The rows as they are choose the pairs,
-    their transforms learn from them, and logits have batch normalisation, which keeps clusters filled: both as in the
-    authors' code. Different: they choose pairs among 1,000 rows at a time and train on them ten times, in batches of
-    32, here each batch chooses and is learnt once; logits there go through ReLU; their network is convolutional, and
-    its label features are also drawn to those of the rows as they are, of which the paper does not speak.
+    Thresholds and their paths are the paper's; 45 epochs make a step of 0.01. The rows as they are choose the
+    pairs, their transforms learn from them, batches have 32 rows (more are worse), and logits have batch
+    normalisation, which keeps clusters filled: all as in the authors' code. Different: they choose pairs among
+    1,000 rows at a time and train on them ten times; here each batch chooses and is learnt once; logits there go
+    through ReLU; their network is convolutional, and its label features are also drawn to those of the rows as they
+    are, of which the paper does not speak.
 
     References
     ----------
@@ -51,6 +52,7 @@ class DAC(ViewClusterer):
     """
 
     epochs: int = 45
+    batch_size: int | None = 32
     upper: float = 0.95
     lower: float = 0.455
 
