@@ -36,8 +36,8 @@ def pairwise_bce(
 
     Without labels, as in DAC, a pair with :math:`g \ge upper` is positive (r = 1), one with :math:`g < lower`
     negative (r = 0), and those between are left out; where other rows choose, g of the condition is theirs. With
-    labels, pairs of the same label are positive and all others negative; rows with a label below zero are left out. No row
-    makes a pair with itself. Same as, without any (n_samples, n_samples) matrix::
+    labels, pairs of the same label are positive and all others negative; rows with a label below zero are left out.
+    No row makes a pair with itself. Same as, without any (n_samples, n_samples) matrix::
 
         f = f / f.norm(dim=1, keepdim=True)
         g = f @ f.T

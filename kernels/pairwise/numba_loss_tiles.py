@@ -42,8 +42,8 @@ def make_chooser(raw: NDArray) -> Chooser:
 def bce_block(points, labels, chooser, limits, work, start, stop, totals, grad):
     """Sums of the losses of rows start … stop with all others, and of the number of selected pairs, into totals.
 
-    chooser: a ``Chooser``, or None where the points themselves choose. limits: upper, lower, eps. grad: sums over points of the loss's derivative times the point; of no rows if it is
-    not wanted.
+    chooser: a ``Chooser``, or None where the points themselves choose. limits: upper, lower, eps. grad: sums over
+    points of the loss's derivative times the point; of no rows if it is not wanted.
     """
     d = points.raw.shape[1]
     losses, counted = work.sums[0], work.sums[1]
