@@ -33,9 +33,7 @@ class Chooser(NamedTuple):
 
 
 def make_chooser(raw: NDArray) -> Chooser:
-    return Chooser(
-        raw, np.empty((padded(raw.shape[1]), LANES), raw.dtype), np.empty((CHUNK, LANES), raw.dtype)
-    )
+    return Chooser(raw, np.empty((padded(raw.shape[1]), LANES), raw.dtype), np.empty((CHUNK, LANES), raw.dtype))
 
 
 @jit
