@@ -43,7 +43,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "IIC": {"epochs": 60, "batch_size": 256},
     "CC": {"epochs": 60},
     "SwAV": {"epochs": 60, "batch_size": 128},
-    "SeLa": {"epochs": 60, "batch_size": 64},
+    "SeLa": {"epochs": 60, "batch_size": 64, "update_interval": 30},
     "IDFD": {"epochs": 60},
     "ClusterGAN": {"epochs": 300, "learning_rate": 5e-4},
     "DCN": {"epochs": 50},
@@ -59,7 +59,7 @@ OF_IMAGES = {"DeepCluster": {"n_latent": 32}}  # beside the recipe; these see tr
 SEE_MNIST = ("CC", "SwAV", "SeLa", "IDFD", "IIC", "DAC")  # through ConvBackbone
 OF_MNIST: dict[str, dict[str, Any]] = {  # beside the recipe
     "SwAV": {"epochs": 40, "batch_size": 256},
-    "SeLa": {"epochs": 100, "batch_size": 256},
+    "SeLa": {"epochs": 100, "batch_size": 256, "update_interval": None},
     "SCAN": {"image_shape": IMAGES["mnist5000"], "pretrain_epochs": 30, "epochs": 20, "self_epochs": 10},
     "DeepCluster": {"image_shape": IMAGES["mnist5000"], "pretrain_epochs": 30, "epochs": 20},
     "DSCNet": {"epochs": 40},

@@ -48,10 +48,11 @@ MEASURED = [entry.where for entry in list_methods() if entry.where != "ClusterGA
 
 @dataclass
 class Passes:
-    """How often the rows of a batch go through the parts of a network."""
+    """How often the rows of a batch go through the parts of a network, and how often with no gradient to come."""
 
     encoder: int = 0
     decoder: int = 0
+    silent: int = 0
 
 
 def count_passes(x: Tensor, model: Any) -> dict[str, Passes]:
@@ -62,8 +63,8 @@ def count_passes(x: Tensor, model: Any) -> dict[str, Passes]:
 
     def seen(record: dict[str, Any]) -> None:
         if "loss" in record:
-            found[record["stage"]] = Passes(round(counted.encoder / len(x)), round(counted.decoder / len(x)))
-            counted.encoder = counted.decoder = 0
+            found[record["stage"]] = Passes(*(round(rows / len(x)) for rows in vars(counted).values()))
+            counted.encoder = counted.decoder = counted.silent = 0
 
     def hooked(n_features: int, generator: torch.Generator | None = None) -> nn.Module:
         network = type(short_model).make_network(short_model, n_features, generator)
@@ -75,7 +76,8 @@ def count_passes(x: Tensor, model: Any) -> dict[str, Passes]:
 
     def add(part: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if layer.training:  # not the embedding of all rows
-            setattr(counted, part, getattr(counted, part) + len(output))
+            kind = part if torch.is_grad_enabled() else "silent"
+            setattr(counted, kind, getattr(counted, kind) + len(output))
 
     short_model = clone(model).set_params(**short, callbacks=[seen])
     with mock.patch.object(short_model, "make_network", hooked):
@@ -138,6 +140,9 @@ def _bare_stage(
                 if passes is None:
                     loss = _plain(objective, batch, refresh=step % interval == 0)
                 else:
+                    with torch.no_grad():
+                        for _ in range(passes.silent):
+                            network.encode(batch.x)  # type: ignore[operator]
                     forms = [*(view.x for view in batch.views), *[batch.x] * passes.encoder]
                     loss = _small(network, heads, forms[: passes.encoder], passes)
                 loss.backward(inputs=[p for p in parameters if p.requires_grad])
