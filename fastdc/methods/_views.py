@@ -24,7 +24,8 @@ class ViewClusterer(DeepClusterer):
     hidden : sequence of int
         Widths of the layers before it in the default network for vectors, :class:`fastdc.networks.MLPBackbone`.
     image_shape : (channels, height, width), optional
-        The rows are flat images: the default network is then a :class:`fastdc.networks.ResNet`.
+        The rows are flat images: the default network is then a :class:`fastdc.networks.ResNet`. On a CPU
+        :class:`fastdc.networks.ConvBackbone`, passed as ``autoencoder``, is several times faster.
     channels : sequence of int
         Widths of its stages before the last one, which is the embedding.
     n_blocks : int or sequence of int

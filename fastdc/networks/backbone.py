@@ -60,8 +60,8 @@ class ConvBackbone(Autoencoder):
     """Convolutions of stride 2 and a linear layer, all with batch normalisation and ReLU; rows are flat images.
 
     For methods without an autoencoder on a CPU (``autoencoder=ConvBackbone(...)``): on images of 28 x 28 pixels an
-    epoch takes a tenth of the seconds that it takes with a small :class:`fastdc.networks.ResNet`, whose first stage
-    keeps the size of the image.
+    epoch of CC takes about a tenth of the seconds that it takes with a small :class:`fastdc.networks.ResNet`, whose
+    first stage keeps the size of the image.
 
     Parameters
     ----------
