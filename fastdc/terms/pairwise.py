@@ -42,8 +42,8 @@ class PairwiseAgreement(Term):
         self.upper, self.lower = upper - step, lower + 0.1 * step
 
     def forward(self, batch: Batch) -> Tensor:
-        if all(view is batch for view in batch.views):
-            chosen_by = None
+        if any(view is batch for view in batch.views):
+            chosen_by = batch.through(self.head).softmax(1).detach()
         else:
             with torch.no_grad():
                 chosen_by = self.head(batch.network.encode(batch.x)).softmax(1)  # type: ignore[operator]
