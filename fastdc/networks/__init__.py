@@ -2,7 +2,7 @@
 
 from fastdc.networks.adapter import Adapter
 from fastdc.networks.adversarial import GeneratorTriple, LastColumns
-from fastdc.networks.autoencoder import Autoencoder, MLPAutoencoder, as_autoencoder, mlp
+from fastdc.networks.autoencoder import RELU_GAIN, Autoencoder, MLPAutoencoder, as_autoencoder, mlp
 from fastdc.networks.backbone import (
     BatchNorm,
     ConvBackbone,
@@ -23,6 +23,7 @@ from fastdc.networks.soft_centroids import SoftCentroids
 from fastdc.networks.variational import ConvVariationalAutoencoder, VariationalAutoencoder
 
 __all__ = [
+    "RELU_GAIN",
     "Adapter",
     "Autoencoder",
     "BatchNorm",

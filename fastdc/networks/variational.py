@@ -9,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from fastdc.networks._random import fresh
-from fastdc.networks.autoencoder import Autoencoder, linear, mlp
+from fastdc.networks.autoencoder import RELU_GAIN, Autoencoder, linear, mlp
 from fastdc.networks.convolution import ConvAutoencoder
 
 
 class VariationalAutoencoder(Autoencoder):
     """A fully connected encoder to mean and log variance of a Gaussian, and a decoder from samples of it.
 
-    ``encode`` gives the means, so that it can stand for an autoencoder; ``posterior`` gives both.
+    ``encode`` gives the means, so that it can stand for an autoencoder; ``posterior`` gives both. Layers before a ReLU
+    have weights of ``RELU_GAIN``: see :class:`MLPAutoencoder`.
 
     Parameters
     ----------
@@ -37,9 +38,10 @@ class VariationalAutoencoder(Autoencoder):
         generator: torch.Generator | None = None,
     ) -> None:
         generator = fresh(generator)
-        trunk = nn.Sequential(mlp([n_features, *hidden], generator), nn.ReLU())
-        means = linear(hidden[-1], n_latent, generator)
-        super().__init__(nn.Sequential(trunk, means), mlp([n_latent, *hidden[::-1], n_features], generator))
+        widths = [n_features, *hidden, n_latent]
+        *trunk, means = mlp(widths, generator, RELU_GAIN)
+        decoder = mlp(widths[::-1], generator, RELU_GAIN)
+        super().__init__(nn.Sequential(nn.Sequential(*trunk), means), decoder)
         self.log_vars = linear(hidden[-1], n_latent, generator)
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
