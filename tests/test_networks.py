@@ -6,7 +6,8 @@ from torch import nn
 
 from fastdc.kernels.student_t import dec_loss, student_t_assign
 from fastdc.losses import DECLoss
-from fastdc.networks import Autoencoder, Centroids, MLPAutoencoder, as_autoencoder
+from fastdc.methods import N2D, VaDE
+from fastdc.networks import RELU_GAIN, Autoencoder, Centroids, MLPAutoencoder, as_autoencoder
 
 
 def test_the_default_network_is_that_of_the_paper():
@@ -33,6 +34,24 @@ def test_weights_are_spread_as_nn_linear_spreads_them():
     weight = MLPAutoencoder(400, 10, (1000,), torch.Generator().manual_seed(0)).encoder[0].weight
     assert weight.abs().max() <= 400**-0.5
     torch.testing.assert_close(weight.std(), torch.tensor(400**-0.5 / 3**0.5), rtol=0.01, atol=0)
+
+
+def test_with_the_gain_of_relu_signals_keep_their_size():
+    x = torch.randn(500, 64, generator=torch.Generator().manual_seed(1))
+    sizes = {}
+    for gain in (1.0, RELU_GAIN):
+        network = MLPAutoencoder(64, 10, (500, 500, 2000), torch.Generator().manual_seed(0), gain)
+        sizes[gain] = network.encoder[:-1](x).square().mean().item()
+        assert network.encoder[-1].weight.abs().max() <= 2000**-0.5
+    assert 0.7 < sizes[RELU_GAIN] < 1.3
+    assert sizes[1.0] < 0.02
+
+
+@pytest.mark.parametrize("method", [N2D, VaDE])
+def test_mixtures_do_not_depend_on_the_scale_and_begin_with_that_gain(method):
+    network = method(3).make_network(400, torch.Generator().manual_seed(0))
+    first = next(network.encoder.parameters())
+    torch.testing.assert_close(first.std(), torch.tensor((2 / 400) ** 0.5), rtol=0.01, atol=0)
 
 
 class WithMethods(nn.Module):
