@@ -3,13 +3,12 @@
 The forward pass of a loss knows its gradients up to the gradient of its output. They are kept in float32 or wider,
 so that neither the division by the number of rows nor a loss scale flushes them to zero. The backward pass
 multiplies them in place, so that there is never a second matrix of that size; a second backward pass over the
-same graph (``retain_graph=True``) computes them again.
+same graph (``retain_graph=True``) computes them again. Inputs may change in place before the first.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -45,6 +44,7 @@ def register_gradients(op: Any, n_tensors: int) -> None:
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.save_for_backward(*inputs[:n_tensors])
         ctx.options, ctx.n_gradients = inputs[n_tensors:], len(output) - 1
+        ctx.dtypes = [None if x is None else x.dtype for x in inputs[: ctx.n_gradients]]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)  # else autograd fills a matrix of zeros for each of them
         ctx.gradients = list(output[1:])
@@ -53,30 +53,33 @@ def register_gradients(op: Any, n_tensors: int) -> None:
         n_constants = n_tensors + len(ctx.options) - ctx.n_gradients
         if grad_loss is None:
             return (None,) * (ctx.n_gradients + n_constants)
-        inputs = ctx.saved_tensors
-        gradients = _hand_out(ctx, grad_loss, inputs[: ctx.n_gradients], lambda: op(*inputs, *ctx.options)[1:])
+        kept = ctx.gradients
+        if kept is None:
+            kept = list(op(*ctx.saved_tensors, *ctx.options)[1:])
+        if _is_plain(grad_loss, *kept):
+            ctx.gradients = None  # from now on the caller of the backward pass owns the memory
+            gradients = _give_away(ctx, kept, grad_loss)
+        else:
+            of = zip(kept, ctx.saved_tensors, ctx.needs_input_grad)
+            gradients = [scale_gradient(own, grad_loss, x.dtype, x) if needed else None for own, x, needed in of]
         return (*gradients, *(None,) * n_constants)
 
     op.register_autograd(backward, setup_context=setup_context)
 
 
-def _hand_out(
-    ctx: Any, factor: Tensor, inputs: Sequence[Tensor], compute: Callable[[], Sequence[Tensor]]
-) -> list[Tensor | None]:
-    """The kept gradients of ``inputs`` times the factor, None where none is needed; ``compute`` makes them anew."""
-    kept = list(compute()) if ctx.gradients is None else ctx.gradients
-    may_overwrite = _is_plain(factor, *kept)
-    if may_overwrite:
-        ctx.gradients = None  # from now on the caller of the backward pass owns the memory
+def _give_away(ctx: Any, kept: list[Tensor], factor: Tensor) -> list[Tensor | None]:
+    """The kept gradients times the factor, None where none is needed.
+
+    Does not look at the inputs, which may have changed since: a memory bank often has, before the backward pass.
+    """
     handed: list[Tensor | None] = []
-    for index, (x, needed) in enumerate(zip(inputs, ctx.needs_input_grad)):
-        # an output of the operator that somebody else holds must not change
+    for index, (dtype, needed) in enumerate(zip(ctx.dtypes, ctx.needs_input_grad)):
         if not needed:
             handed.append(None)
-        elif may_overwrite and sys.getrefcount(kept[index]) == REFERENCES_OF_KEPT:
-            handed.append(_scale_in_place(kept[index], factor).to(x.dtype))
-        else:
-            handed.append(scale_gradient(kept[index], factor, x.dtype, x))
+        elif sys.getrefcount(kept[index]) == REFERENCES_OF_KEPT:
+            handed.append(_scale_in_place(kept[index], factor).to(dtype))
+        else:  # an output of the operator that somebody else holds must not change
+            handed.append((kept[index] * factor).to(dtype))
     return handed
 
 

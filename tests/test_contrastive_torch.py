@@ -38,6 +38,17 @@ def test_retain_graph_and_second_derivatives(name):
         torch.func.grad(lambda z: LOSSES[name][0](z, *others, *constants))(x.detach())
 
 
+def test_keys_may_change_between_the_loss_and_its_gradient():
+    z, queue = make_views(40, 6)
+    expected = torch.autograd.grad(info_nce(z.requires_grad_(), z.detach(), extra_keys=queue), z)[0]
+    loss = info_nce(z, z.detach(), extra_keys=queue)
+    queue[:10] = z[:10].detach()  # as a queue or a memory bank does before the backward pass
+    loss.backward(retain_graph=True)
+    assert torch.equal(z.grad, expected)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()  # its gradients are gone, and those of now would be others
+
+
 def test_opcheck():
     anchors, keys = (t.requires_grad_() for t in make_views(70, 20))
     op, places = custom_ops.CONTRAST["numba"], torch.arange(70)
@@ -45,8 +56,10 @@ def test_opcheck():
     torch.library.opcheck(op, (anchors, None, None, 2.0, [-1, 0], "ieee"))
     torch.library.opcheck(op, (anchors, keys[:30].detach().requires_grad_(), None, 2.0, [10, 0], "ieee"))
     loss = custom_ops.contrast_loss_numba
-    torch.library.opcheck(loss, (anchors, keys, None, 2.0, [True, True, False], [True, True, False]))
-    torch.library.opcheck(loss, (anchors, keys, keys.detach(), 2.0, [True, False, True], [True, True, False]))
+    torch.library.opcheck(loss, (anchors, keys, None, None, 2.0, [True, True, False], [True, True, False]))
+    torch.library.opcheck(loss, (anchors, keys, keys.detach(), None, 2.0, [True, False, True], [True, True, False]))
+    few = keys[:9].detach().requires_grad_()
+    torch.library.opcheck(loss, (anchors, few, None, places % 9, 2.0, [True, False, False], [True, True, False]))
     torch.library.opcheck(custom_ops.same_label_sums, (anchors, places % 7, places[:30] % 9))
 
 

@@ -139,13 +139,20 @@ def _register(backend: str) -> Any:
 CONTRAST = {backend: _register(backend) for backend in COMPILED}
 
 
-def contrast_loss(first: Tensor, second: Tensor, bank: Tensor | None, scale: float, flags: list[bool]) -> Tensor:
+def contrast_loss(
+    first: Tensor,
+    second: Tensor,
+    bank: Tensor | None,
+    scale: float,
+    flags: list[bool],
+    positives: Tensor | None = None,
+) -> Tensor:
     """A whole loss on CPUs; flags: normalize, ring, symmetric, as in ``numba_loss.py``."""
-    if without_gradient(first, second, bank) and is_eager(first, second, bank):
-        return _whole_loss(first, second, bank, scale, flags, [False] * 3)[0]
+    if without_gradient(first, second, bank) and is_eager(first, second, bank, positives):
+        return _whole_loss(first, second, bank, positives, scale, flags, [False] * 3)[0]
     refuse_transforms("this loss", first, second, bank)
     needs = [x is not None and x.requires_grad and torch.is_grad_enabled() for x in (first, second, bank)]
-    return contrast_loss_numba(first, second, bank, scale, flags, needs)[0]
+    return contrast_loss_numba(first, second, bank, positives, scale, flags, needs)[0]
 
 
 def _whole_loss(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -159,16 +166,23 @@ def contrast_loss_numba(
     first: Tensor,
     second: Tensor,
     bank: Tensor | None,
+    positives: Tensor | None,
     scale: float,
     flags: list[bool],  # normalize, ring, symmetric
     needs: list[bool],  # which gradients
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _whole_loss(first, second, bank, scale, flags, needs)
+    return _whole_loss(first, second, bank, positives, scale, flags, needs)
 
 
 @contrast_loss_numba.register_fake
 def _(
-    first: Tensor, second: Tensor, bank: Tensor | None, scale: float, flags: list[bool], needs: list[bool]
+    first: Tensor,
+    second: Tensor,
+    bank: Tensor | None,
+    positives: Tensor | None,
+    scale: float,
+    flags: list[bool],
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     given = (first, second, first if bank is None else bank)
     dtype = working_dtype(*given)
@@ -176,7 +190,7 @@ def _(
     return first.new_empty((), dtype=dtype), grads[0], grads[1], grads[2]
 
 
-register_gradients(contrast_loss_numba, n_tensors=3)
+register_gradients(contrast_loss_numba, n_tensors=4)
 
 
 @torch.library.custom_op("fastdc::same_label_sums", mutates_args=())

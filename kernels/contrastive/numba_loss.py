@@ -19,10 +19,17 @@ from fastdc.kernels.contrastive.numba_units import make_units, units_gradient
 
 
 def contrast_loss(
-    first: Tensor, second: Tensor, bank: Tensor | None, scale: float, flags: list[bool], needs: list[bool]
+    first: Tensor,
+    second: Tensor,
+    bank: Tensor | None,
+    positives: Tensor | None,
+    scale: float,
+    flags: list[bool],
+    needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The loss, and the gradients of first, second and bank in the working dtype, of length 0 where not needed.
 
+    positives: the key of each row (``prototype_contrast``); None is the one in the same place.
     flags: whether rows are given length one; whether both tensors are anchors and keys of each other (``nt_xent``) or
     the second are keys (``info_nce``); whether these are anchors too.
     """
@@ -38,13 +45,14 @@ def contrast_loss(
     else:
         side = side_of(b)
         units, keys = (make_units([x], normalize, side, dtype) for x in (first, second))
-        job = Job(units, keys, np.arange(b), scale, [-1, b if symmetric else 0])
+        own = np.arange(b) if positives is None else positives.numpy()
+        job = Job(units, keys, own, scale, [-1, b if symmetric else 0])
     beside = None
     if bank is not None:
         beside = Bank(bank, normalize, job)
         if not beside.is_safe():
             keys = make_units([second, bank], normalize, side, dtype)
-            job, beside = Job(units, keys, np.arange(b), scale, [-1, b if symmetric else 0]), None
+            job, beside = Job(units, keys, own, scale, [-1, b if symmetric else 0]), None
     if any(needs):
         job.hold()
     sums, pulls = (None, None) if beside is None else beside.sums(needs[0])
@@ -62,7 +70,7 @@ def contrast_loss(
             if needs[place]:
                 grads[place] = units_gradient(units, part, by_rows, factor)
         if not ring and needs[1]:
-            grads[1] = units_gradient(keys, slice(0, b), by_keys, factor)
+            grads[1] = units_gradient(keys, slice(0, second.shape[0]), by_keys, factor)
         if bank is not None and needs[2]:
             if beside is None:
                 grads[2] = units_gradient(keys, slice(b, keys.n), by_keys, factor)

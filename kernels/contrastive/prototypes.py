@@ -11,7 +11,7 @@ from fastdc.kernels._backend import choose
 from fastdc.kernels._checks import check_centers, check_points, check_positive, check_vector
 from fastdc.kernels._group import check_group, mean_over
 from fastdc.kernels._precision import resolve_precision, working_dtype
-from fastdc.kernels.contrastive.custom_ops import contrast, same_label_sums
+from fastdc.kernels.contrastive.custom_ops import contrast, contrast_loss, same_label_sums
 from fastdc.kernels.contrastive.rows import check_places, unit_rows
 
 
@@ -61,7 +61,8 @@ def prototype_contrast(
     Notes
     -----
     Gradients: to z, prototypes and a tensor of temperatures, once, as in :func:`nt_xent`.
-    Memory: rows and prototypes of length one and their gradients, the latter once more a thread; never n x k.
+    Memory: rows and prototypes of length one and their gradients, the latter once more a thread; never n x k, but that
+    on CPUs exponentials of at most 4 MB are held.
     Precision, limits, determinism: as in :func:`nt_xent`.
 
     References
@@ -83,10 +84,11 @@ def prototype_contrast(
     if isinstance(temperature, Tensor):
         check_vector(temperature, prototypes.shape[0], "temperature", z, "prototypes")
         keys, scale = unit_rows(prototypes, dtype, normalize) / temperature.to(dtype)[:, None], 1.0
+        z, normalize = unit_rows(z, dtype, normalize), False
     else:
-        keys, scale = unit_rows(prototypes, dtype, normalize), 1.0 / check_positive(temperature, "temperature")
+        keys, scale = prototypes, 1.0 / check_positive(temperature, "temperature")
     options = {"group": group, "precision": precision, "backend": backend}
-    return _against("prototype_contrast", unit_rows(z, dtype, normalize), keys, labels, scale, **options)
+    return _against("prototype_contrast", z, keys, labels, scale, normalize, **options)
 
 
 def instance_discrimination(
@@ -148,10 +150,8 @@ def instance_discrimination(
     check_centers(memory_bank, z, "memory_bank", "z")
     check_places(indices, z.shape[0], memory_bank.shape[0], "indices", z, "memory_bank")
     scale = 1.0 / check_positive(temperature, "temperature")
-    dtype = working_dtype(z, memory_bank)
-    rows, keys = unit_rows(z, dtype, normalize), unit_rows(memory_bank, dtype, normalize)
     options = {"group": group, "precision": precision, "backend": backend}
-    return _against("instance_discrimination", rows, keys, indices, scale, **options)
+    return _against("instance_discrimination", z, memory_bank, indices, scale, normalize, **options)
 
 
 def prototype_concentration(z: Tensor, prototypes: Tensor, labels: Tensor, smoothing: float = 10.0) -> Tensor:
@@ -207,11 +207,24 @@ def prototype_concentration(z: Tensor, prototypes: Tensor, labels: Tensor, smoot
 
 
 def _against(
-    op: str, rows: Tensor, keys: Tensor, places: Tensor, scale: float, *, group: Any, precision: Any, backend: Any
+    op: str,
+    z: Tensor,
+    keys: Tensor,
+    places: Tensor,
+    scale: float,
+    normalize: bool,
+    *,
+    group: Any,
+    precision: Any,
+    backend: Any,
 ) -> Tensor:
     """Mean over rows of the cross-entropy against all keys; the rows of a rank where there is a group."""
     check_group(group)
-    name = choose(op, rows, backend)
-    precision = resolve_precision(precision, name, rows)
+    name = choose(op, z, backend)
+    precision = resolve_precision(precision, name, z)
+    if name == "numba" and group is None:
+        return contrast_loss(z, keys, None, scale, [normalize, False, False], places)
+    dtype = working_dtype(z, keys)
+    rows, keys = unit_rows(z, dtype, normalize), unit_rows(keys, dtype, normalize)
     losses, _ = contrast(name, rows, keys, places, scale, precision=precision)
-    return mean_over(losses, group).to(rows.dtype)
+    return mean_over(losses, group).to(dtype)
