@@ -49,7 +49,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "DCN": {"epochs": 50},
     "DKM": {"epochs": 50},
     "OptimalTransportClustering": {"epochs": 30},
-    "VaDE": {"epochs": 50},
     "DEPICT": {"hidden": (256, 256), "pretrain_epochs": 200, "epochs": 60},
     "DCEC": {"epochs": 50},
     "DECDA": {"pretrain_epochs": 500, "epochs": 100, "batch_size": 100, "amp": "bfloat16"},

@@ -120,7 +120,8 @@ def _overheads(rows: Sequence[Row]) -> str:
         "one that minimises the method's objective as plain torch computes it, by `python -m bench.overhead`; ratios "
         "are medians of turns, of one thread unless said. Vectors go through networks so small that a loss over all "
         "pairs of a batch costs as much. k-means at the start or end, twenty times from other centers, stands in no "
-        "bare loop.\n\n" + "\n".join(lines)
+        "bare loop; the objective of N2D is its manifold, by UMAP, with scikit-learn's mixture on it.\n\n"
+        + "\n".join(lines)
     )
 
 

@@ -4,8 +4,8 @@ The whole of ``fit`` (input check, pre-training, initialisation, training with r
 loop of the same networks (projections and classifiers too), optimiser, views and batch size over the same number of
 steps, with no clustering at all: it makes what the networks give small. In each step the rows go through encoder and
 decoder as often as in the method, which is counted in a short fit: an adversarial direction is a pass, too. A second
-loop minimises the method's objective, as plain torch computes it. ClusterGAN, a game of three networks, has no such
-loops.
+loop minimises the method's objective, as plain torch computes it, and unfolds N2D's manifold, in which its clusters
+are, by UMAP and scikit-learn's mixture. ClusterGAN, a game of three networks, has no such loops.
 
 The sides are run in turn; a row holds the medians and the median ratios of a turn. One thread is timed by the seconds
 that the process computed, more by the clock on the wall.
@@ -28,6 +28,7 @@ from unittest import mock
 import numpy as np
 import torch
 from sklearn.base import clone
+from sklearn.mixture import GaussianMixture
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -39,6 +40,7 @@ from fastdc import methods, use_backend
 from fastdc.catalog import list_methods
 from fastdc.kernels.graph import Adjacency
 from fastdc.methods._graphs import Link
+from fastdc.methods._manifolds import Unfold
 from fastdc.networks import SelfExpression
 from fastdc.training import Alternate, Batch, Objective, Term, Turn, embed, private_randomness
 
@@ -107,6 +109,8 @@ def bare_loop(x: Tensor, model: Any, passes: Mapping[str, Passes] | None) -> Non
         for stage in model.stages(head):
             if isinstance(stage, Link) and passes is None:
                 stage.run(SimpleNamespace(data=x))  # type: ignore[arg-type]
+            if isinstance(stage, Unfold) and passes is None:
+                _unfold(stage, embed(network, x).numpy())
             if isinstance(stage, Alternate):
                 batch_size = len(x) if stage.whole else model.batch_size or len(x)
                 for turn in stage.turns:
@@ -147,6 +151,15 @@ def _bare_stage(
                     loss = _small(network, heads, forms[: passes.encoder], passes)
                 loss.backward(inputs=[p for p in parameters if p.requires_grad])
                 optimizer.step()
+
+
+def _unfold(stage: Unfold, z: np.ndarray) -> None:
+    """A manifold and a mixture on it, by what scripts take for them."""
+    from umap import UMAP
+
+    places = UMAP(**stage.options, random_state=SEED, n_jobs=1).fit_transform(z)
+    mixture = GaussianMixture(len(stage.head.means), n_init=stage.n_init, random_state=SEED)  # of full covariances
+    mixture.fit(places)
 
 
 def _sparse_product(graph: Adjacency, x: Tensor) -> Tensor:
