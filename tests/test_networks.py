@@ -6,7 +6,7 @@ from torch import nn
 
 from fastdc.kernels.student_t import dec_loss, student_t_assign
 from fastdc.losses import DECLoss
-from fastdc.methods import N2D, VaDE
+from fastdc.methods import N2D, SCAN, DeepCluster, VaDE
 from fastdc.networks import RELU_GAIN, Autoencoder, Centroids, MLPAutoencoder, as_autoencoder
 
 
@@ -47,8 +47,8 @@ def test_with_the_gain_of_relu_signals_keep_their_size():
     assert sizes[1.0] < 0.02
 
 
-@pytest.mark.parametrize("method", [N2D, VaDE])
-def test_mixtures_do_not_depend_on_the_scale_and_begin_with_that_gain(method):
+@pytest.mark.parametrize("method", [N2D, VaDE, SCAN, DeepCluster])
+def test_methods_for_which_the_scale_does_not_matter_begin_with_that_gain(method):
     network = method(3).make_network(400, torch.Generator().manual_seed(0))
     first = next(network.encoder.parameters())
     torch.testing.assert_close(first.std(), torch.tensor((2 / 400) ** 0.5), rtol=0.01, atol=0)

@@ -117,6 +117,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     """
 
     transductive: ClassVar[bool] = False  # whether labels are those of the fitted rows alone: no ``predict``
+    gain: ClassVar[float] = 1.0  # of an MLPAutoencoder; RELU_GAIN where the scale of the embedding does not matter
 
     n_clusters: int = field(default=8, kw_only=False)
     n_latent: int = 10
@@ -151,7 +152,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         """The default network."""
         if self.image_shape is not None:
             return ConvAutoencoder(self.image_shape, self.n_latent, generator=generator)
-        return MLPAutoencoder(n_features, self.n_latent, self.hidden, generator)
+        return MLPAutoencoder(n_features, self.n_latent, self.hidden, generator, self.gain)
 
     def training(self, objective: Term | Objective, stage: str = "train", **options: Any) -> Train:
         """The main stage: trains network and head until the labels settle. Options are those of ``Train``."""

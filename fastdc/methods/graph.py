@@ -54,7 +54,7 @@ class N2D(PretrainedClusterer):
     n_init : int
         Runs of the mixture, which has full covariances.
     pretrain_epochs : int
-        The paper takes 1,000. Weights begin with He's gain, where a neighbourhood shows after fewer epochs.
+        The paper takes 1,000. Weights begin with He's gain, with which neighbourhoods show after fewer epochs.
     epochs, learning_rate, update_interval, tol
         Not used: nothing is trained after the autoencoder.
     n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
@@ -85,11 +85,7 @@ class N2D(PretrainedClusterer):
     n_neighbors: int = 20
     min_dist: float = 0.0
     n_init: int = 10
-
-    def make_network(self, n_features: int, generator: torch.Generator | None = None) -> nn.Module:
-        if self.image_shape is not None:
-            return super().make_network(n_features, generator)
-        return MLPAutoencoder(n_features, self.n_latent, self.hidden, generator, gain=RELU_GAIN)
+    gain: ClassVar[float] = RELU_GAIN
 
     def make_head(self, n_latent: int) -> ManifoldMixture:
         return ManifoldMixture(self.n_clusters, n_latent)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from fastdc._input import read_count
 from fastdc.methods._pretrained import Initialise, PretrainedClusterer
 from fastdc.methods._stages import Mine, Whiten
-from fastdc.networks import MappedCentroids, SoftmaxHead
+from fastdc.networks import RELU_GAIN, MappedCentroids, SoftmaxHead
 from fastdc.terms import ClusterClassification, ConfidentLabels, NeighborConsistency
 from fastdc.training import Stage, Train
 from fastdc.views import CleanAndAugmented, RandomAffine, Transform
@@ -85,6 +86,7 @@ class SCAN(PretrainedClusterer):
     self_learning_rate: float = 1e-4
     threshold: float = 0.99
     augmentation: Transform | None = None
+    gain: ClassVar[float] = RELU_GAIN
 
     def make_head(self, n_latent: int) -> SoftmaxHead:
         return SoftmaxHead(n_latent, self.n_clusters)
@@ -156,6 +158,7 @@ class DeepCluster(PretrainedClusterer):
     """
 
     n_labels: int | None = None
+    gain: ClassVar[float] = RELU_GAIN
 
     def make_head(self, n_latent: int) -> MappedCentroids:
         return MappedCentroids(self.n_clusters, n_latent, unit=True)
