@@ -38,7 +38,7 @@ class VaDE(PretrainedClusterer):
         Runs of the maximisation that places the mixture.
     pretrain_epochs, epochs : int
         Where the mixture is placed decides most, so that on thousands of rows the former count and the labels hardly
-        change after forty of the latter.
+        change after thirty of the latter.
     learning_rate : float
         Times 0.9 after every tenth epoch, as in the paper, which starts from 0.002 on 70,000 rows and more; on
         thousands that undoes the start, and ends at a worse bound than 0.0005.
@@ -69,7 +69,7 @@ class VaDE(PretrainedClusterer):
     likelihood: str = "bernoulli"
     variance: float = 1.0
     pretrain_epochs: int = 100
-    epochs: int = 50
+    epochs: int = 30
     learning_rate: float = 5e-4
 
     def make_network(self, n_features: int, generator: torch.Generator | None = None) -> nn.Module:
