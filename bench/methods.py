@@ -40,7 +40,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "SDCN": SMALL,
     "DSCNet": SMALL | {"epochs": 100},
     "IMSAT": {"hidden": (256,), "n_latent": 256},
-    "IIC": {"epochs": 60, "batch_size": 256},
+    "IIC": {"epochs": 60, "batch_size": 64},
     "CC": {"epochs": 60},
     "SwAV": {"epochs": 60, "batch_size": 128},
     "SeLa": {"epochs": 60, "batch_size": 64, "update_interval": 30},
@@ -57,6 +57,7 @@ NEED_IMAGES = ("DCEC", "DECDA")
 OF_IMAGES = {"DeepCluster": {"n_latent": 32}}  # beside the recipe; these see transformed images, as in their papers
 SEE_MNIST = ("CC", "SwAV", "SeLa", "IDFD", "IIC", "DAC")  # through ConvBackbone
 OF_MNIST: dict[str, dict[str, Any]] = {  # beside the recipe
+    "IIC": {"batch_size": 256},
     "SwAV": {"epochs": 40, "batch_size": 256},
     "SeLa": {"epochs": 100, "batch_size": 256, "update_interval": None},
     "SCAN": {"image_shape": IMAGES["mnist5000"], "pretrain_epochs": 30, "epochs": 20, "self_epochs": 10},

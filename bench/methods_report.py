@@ -31,8 +31,8 @@ BELOW = {  # why a method does not beat k-means on images, as far as we can tell
     "ClusterGAN": "a few thousand steps of the generator, in a game that is played for tens of thousands",
     "DECDA": "turns and shifts by a tenth are large in 8 x 8 pixels; NMI and ARI are well above",
     "DEPICT": "its embedding, pre-trained under dropout, begins below k-means of the rows; NMI is above",
-    "IIC": "views of vectors are noise, which says little of what digits have in common; see it on mnist5000, whose "
-    "images are turned and shifted",
+    "IIC": "views of vectors are noise, which says little of what digits have in common; NMI is above, and see it on "
+    "mnist5000, whose images are turned and shifted",
     "SCAN": "neighbours are mined in an autoencoder, where the paper contrasts images; NMI is above",
     "SDCN": "takes ten neighbours, where the paper takes 1 to 10 by the data; NMI is above",
     "SeLa": "one classifier, where the paper has ten, and noise as views; NMI is above",
