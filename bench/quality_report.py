@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bench._environment import ROOT
+from bench.quality import METHODS
 from bench.report import replace_between_markers
 
 BEGIN, END = "<!-- quality:begin -->", "<!-- quality:end -->"
@@ -57,7 +58,7 @@ def _line(row: dict[str, Any]) -> str:
         for score in ("acc", "nmi")
     ]
     share = f"{row['fastdc: seconds'] / row['clustpy: seconds']:.2f}"
-    return f"| {' | '.join([row['data'], row['method'].upper(), row['comparison'], *sides, *differences, share])} |"
+    return f"| {' | '.join([row['data'], METHODS[row['method']].kind.__name__, row['comparison'], *sides, *differences, share])} |"
 
 
 if __name__ == "__main__":
