@@ -58,7 +58,8 @@ def _line(row: dict[str, Any]) -> str:
         for score in ("acc", "nmi")
     ]
     share = f"{row['fastdc: seconds'] / row['clustpy: seconds']:.2f}"
-    return f"| {' | '.join([row['data'], METHODS[row['method']].kind.__name__, row['comparison'], *sides, *differences, share])} |"
+    about = row["data"], METHODS[row["method"]].kind.__name__, row["comparison"]
+    return f"| {' | '.join([*about, *sides, *differences, share])} |"
 
 
 if __name__ == "__main__":
