@@ -36,8 +36,9 @@ class VaDE(PretrainedClusterer):
         Of the Gaussian: the smaller, the more the reconstruction counts.
     n_init : int
         Runs of the maximisation that places the mixture.
-    epochs : int
-        Where the mixture is placed decides most: on thousands of rows the labels hardly change after these.
+    pretrain_epochs, epochs : int
+        Where the mixture is placed decides most, so that on thousands of rows the former count and the labels hardly
+        change after thirty of the latter.
     learning_rate : float
         Times 0.9 after every tenth epoch, as in the paper, which starts from 0.002 on 70,000 rows and more; on
         thousands that undoes the start, and ends at a worse bound than 0.0005.
@@ -67,7 +68,8 @@ class VaDE(PretrainedClusterer):
 
     likelihood: str = "bernoulli"
     variance: float = 1.0
-    epochs: int = 50
+    pretrain_epochs: int = 100
+    epochs: int = 30
     learning_rate: float = 5e-4
 
     def make_network(self, n_features: int, generator: torch.Generator | None = None) -> nn.Module:
