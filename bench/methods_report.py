@@ -33,11 +33,8 @@ BELOW = {  # why a method does not beat k-means on images, as far as we can tell
     "DEPICT": "its embedding, pre-trained under dropout, begins below k-means of the rows; NMI is above",
     "IIC": "views of vectors are noise, which says little of what digits have in common; NMI is above, and see it on "
     "mnist5000, whose images are turned and shifted",
-    "SCAN": "neighbours are mined in an autoencoder, where the paper contrasts images; NMI is above",
     "SDCN": "takes ten neighbours, where the paper takes 1 to 10 by the data; NMI is above",
-    "SeLa": "one classifier, where the paper has ten, and noise as views; NMI is above",
     "SwAV": "noise as views, as IIC; NMI is above",
-    "VaDE": "single seeds differ by more than 0.1; NMI is above",
 }
 Row = dict[str, Any]
 
