@@ -221,10 +221,11 @@ def _against(
     """Mean over rows of the cross-entropy against all keys; the rows of a rank where there is a group."""
     check_group(group)
     name = choose(op, z, backend)
-    precision = resolve_precision(precision, name, z)
     if name == "numba" and group is None:
+        resolve_precision(precision, name, z)  # refuses what it does not have
         return contrast_loss(z, keys, None, scale, [normalize, False, False], places)
     dtype = working_dtype(z, keys)
     rows, keys = unit_rows(z, dtype, normalize), unit_rows(keys, dtype, normalize)
+    precision = resolve_precision(precision, name, rows)
     losses, _ = contrast(name, rows, keys, places, scale, precision=precision)
     return mean_over(losses, group).to(dtype)
