@@ -9,7 +9,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.mixture import GaussianMixture as SklearnMixture
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
-from fastdc import GaussianMixture
+from fastdc import GaussianMixture, gmm_log_density
 
 KINDS = ["diag", "spherical", "tied", "full"]
 
@@ -54,6 +54,30 @@ def test_same_as_scikit_learn_from_the_same_start(kind):
     assert own.bic(x) == pytest.approx(peer.bic(x), rel=1e-6)
     assert own.aic(x) == pytest.approx(peer.aic(x), rel=1e-6)
     assert own.score(x) == pytest.approx(peer.score(x), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_as_scikit_learn_from_given_precisions_and_weights(kind):
+    x = make_blobs()
+    first = SklearnMixture(3, covariance_type=kind, max_iter=2, random_state=0).fit(x)
+    start = {"means_init": first.means_, "weights_init": first.weights_, "precisions_init": first.precisions_ * 0.5}
+    options = {"covariance_type": kind, "tol": 1e-5, "max_iter": 200}
+    own, peer = GaussianMixture(3, **options, **start).fit(x), SklearnMixture(3, **options, **start).fit(x)
+    assert own.n_iter_ == peer.n_iter_ > 2
+    np.testing.assert_allclose(own.means_, peer.means_, rtol=1e-7)
+    np.testing.assert_allclose(own.covariances_, peer.covariances_, rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(own.weights_, peer.weights_, rtol=1e-7)
+
+
+def test_given_weights_alone_replace_those_of_the_nearest():
+    x = make_blobs()
+    weights = np.array([0.98, 0.01, 0.01])
+    own, plain = (GaussianMixture(3, means_init=x[:3], weights_init=w, max_iter=50).fit(x) for w in (weights, None))
+    rows = torch.from_numpy(x)
+    start = GaussianMixture(3, means_init=x[:3])._start(rows, 3, 0)
+    for model, w in ((own, torch.from_numpy(weights)), (plain, start.weights)):
+        expected = gmm_log_density(rows, start.means, start.covariances, w, "diag").log_density.mean()
+        assert model.history_[0]["lower_bound"] == pytest.approx(float(expected))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -154,6 +178,21 @@ BAD = [
     ({"tol": -1.0}, ValueError, "tol must be 0 or above, got -1.0"),
     ({"reg_covar": -1.0}, ValueError, "reg_covar must be 0 or above, got -1.0"),
     ({"means_init": np.zeros((2, 3))}, ValueError, r"means_init has shape \(2, 3\), wanted are"),
+    ({"weights_init": np.ones(2) / 2}, ValueError, r"weights_init has shape \(2,\), wanted is \(3,\)"),
+    ({"weights_init": np.array([-1.0, 1, 1])}, ValueError, "weights_init must be 0 or above and sum to 1"),
+    ({"weights_init": np.ones(3)}, ValueError, "weights_init must be 0 or above and sum to 1"),
+    ({"precisions_init": np.zeros((3, 3))}, ValueError, "precisions must be finite, symmetric and positive definite"),
+    (
+        {"covariance_type": "tied", "precisions_init": np.eye(3) + np.tri(3)},
+        ValueError,
+        "precisions must be finite, symmetric and positive definite",
+    ),
+    (
+        {"covariance_type": "full", "precisions_init": np.stack([-np.eye(3)] * 3)},
+        ValueError,
+        "precisions must be finite, symmetric and positive definite",
+    ),
+    ({"precisions_init": np.ones((2, 3))}, ValueError, r"precisions_init has shape \(2, 3\), wanted is \(3, 3\)"),
 ]
 
 

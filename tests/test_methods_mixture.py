@@ -8,7 +8,9 @@ import torch
 from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.base import clone
 from sklearn.datasets import make_blobs
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
+from sklearn.mixture import GaussianMixture as SklearnMixture
 from torch import nn
 from torch.distributions import Bernoulli, Categorical, Independent, MixtureSameFamily, Normal
 
@@ -57,6 +59,7 @@ def test_training_leaves_the_mixture_of_the_autoencoder_behind():
     """On all digits, a small network."""
     X, y = digits(1797)
     options = SMALL | {"n_latent": 10, "hidden": (256,), "pretrain_epochs": 30, "pretrain_learning_rate": 2e-3}
+    options["covariance_type"] = "diag"
     start = VaDE(10, **(options | {"epochs": 0})).fit(X)
     options |= {"pretrain_epochs": 0, "autoencoder": start.network_, "epochs": 40}
     vade = VaDE(10, **options).fit(X)
@@ -107,6 +110,7 @@ def test_a_fit_retraced_by_plain_torch():
     x = torch.from_numpy(X).double()  # float32 would drift apart in twelve steps
     start = VariationalAutoencoder(64, 3, (16,), torch.Generator().manual_seed(0)).double()
     options = SMALL | {"pretrain_epochs": 0, "autoencoder": start, "batch_size": None, "learning_rate": 1e-2}
+    options["covariance_type"] = "diag"
     placed = VaDE(5, **(options | {"epochs": 0})).fit(X)
     vade = VaDE(5, **(options | {"epochs": 12})).fit(X)
     rates = []
@@ -133,12 +137,39 @@ def test_a_fit_retraced_by_plain_torch():
 
 def test_clusters_come_from_the_mixture_at_the_mean():
     X, _ = digits(150)
-    vade = VaDE(10, **SMALL).fit(X)
+    vade = VaDE(10, covariance_type="diag", **SMALL).fit(X)
     head = vade.head_
     z = torch.from_numpy(vade.transform(X)).double()
     log_joint = head.logits.log_softmax(0) + Normal(head.means, (head.log_vars / 2).exp()).log_prob(z[:, None]).sum(2)
     assert_allclose(vade.predict_proba(X), log_joint.softmax(1).detach(), rtol=1e-3, atol=1e-5)
     assert_array_equal(vade.labels_, log_joint.argmax(1))
+
+
+def test_full_covariances_go_on_from_the_trained_mixture():
+    """As scikit-learn's mixture does from there."""
+    X, y = digits(600)
+    options = SMALL | {"hidden": (64,), "pretrain_epochs": 20}
+    trained, vade = (VaDE(10, covariance_type=kind, **options).fit(X) for kind in ("diag", "full"))
+    z, head = trained.transform(X).astype(np.float64), trained.head_
+    assert_array_equal(vade.transform(X), trained.transform(X))
+    peer = SklearnMixture(
+        10,
+        reg_covar=0.05 * z.var(0).mean(),
+        means_init=head.means.detach(),
+        weights_init=head.logits.detach().double().softmax(0),
+        precisions_init=torch.diag_embed((-head.log_vars.detach().double()).exp()),
+    ).fit(z)
+    assert_allclose(vade.predict_proba(X), peer.predict_proba(z), atol=5e-3)
+    assert_allclose(vade.head_.covariances, peer.covariances_, rtol=1e-2, atol=1e-3)
+    assert_allclose(vade.cluster_centers_, peer.means_, rtol=1e-2, atol=1e-3)
+    assert normalized_mutual_info(y, vade.labels_) > normalized_mutual_info(y, trained.labels_)
+
+
+def test_a_collapsed_embedding_has_a_mixture():
+    X = np.full((60, 4), 0.5, np.float32)
+    with pytest.warns(ConvergenceWarning, match="clusters are empty"):
+        vade = VaDE(3, **SMALL).fit(X)
+    assert np.isfinite(vade.predict_proba(X)).all()
 
 
 def test_convolutional_posterior():
@@ -158,6 +189,7 @@ def test_convolutional_posterior():
             ValueError,
             r"likelihood must be one of \('bernoulli', 'gaussian'\), got 'poisson'",
         ),
+        ({"covariance_type": "tied"}, ValueError, "covariance_type must be 'full' or 'diag', got 'tied'"),
         ({"variance": 0}, ValueError, "variance must be a finite number above 0, got 0"),
         (
             {"autoencoder": MLPAutoencoder(64, 2, (4,))},

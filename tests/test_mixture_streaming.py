@@ -60,6 +60,18 @@ def test_many_blocks_give_the_result_of_the_array(small_blocks, kind, determinis
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
+def test_many_blocks_start_from_given_densities(small_blocks, deterministic):
+    x = make_blobs(1501, 5, 6, np.float64, spread=1.0)
+    first = GaussianMixture(5, covariance_type="full", max_iter=2, tol=np.inf, random_state=0).fit(x)
+    options = {"weights_init": first.weights_, "precisions_init": np.linalg.inv(first.covariances_)}
+    options |= {"covariance_type": "full", "means_init": first.means_}
+    expected = GaussianMixture(5, **options).fit(x)
+    model = GaussianMixture(5, deterministic=deterministic, **options).fit(Read(x))
+    assert model.n_iter_ == expected.n_iter_
+    np.testing.assert_allclose(model.covariances_, expected.covariances_, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
 def test_T44_every_source_and_number_of_threads_gives_the_same_bits(small_blocks, set_threads, tmp_path, deterministic):
     x = make_blobs(1500, 5, 6, spread=1.0)
     np.save(tmp_path / "x.npy", x)
@@ -188,6 +200,7 @@ def test_T49_an_interrupted_fit_goes_on(small_blocks, tmp_path, monkeypatch, kin
     for change, message in (
         ({"covariance_type": "tied"}, "its covariance_type is diag, here it is tied"),
         ({"means_init": x[:5]}, "its means_init is None"),
+        ({"weights_init": np.full(5, 0.2)}, "its weights_init is None"),
         ({"random_state": 1}, "its random_state is 0, here it is 1"),
     ):
         with pytest.raises(CheckpointError, match=message):

@@ -27,10 +27,11 @@ from fastdc.cluster.streaming import StreamedRows, read_rows
 from fastdc.data import Chunk
 from fastdc.distributed import Ranks
 from fastdc.kernels.gaussian_mixture import GMMParameters, gmm_log_density, gmm_responsibilities, gmm_update
-from fastdc.kernels.gaussian_mixture.parameters import COVARIANCE_TYPES, covariance_shape
+from fastdc.kernels.gaussian_mixture.parameters import COVARIANCE_TYPES, covariance_shape, find_covariances
 from fastdc.persistence import Saveable
 
-AGREED = ("n_components", "covariance_type", "tol", "reg_covar", "max_iter", "n_init", "means_init")
+STARTS = ("means_init", "weights_init", "precisions_init")
+AGREED = ("n_components", "covariance_type", "tol", "reg_covar", "max_iter", "n_init", *STARTS)
 SHARPEST = 1e-6  # of the mean variance: components this narrow assign each row to the nearest mean
 
 
@@ -55,6 +56,11 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         Runs from different starts, of which the one of largest likelihood counts. Given means run once.
     means_init : array-like of shape (n_components, n_features), optional
         Where to start; None starts from k-means. Weights and covariances follow from the nearest of them.
+    weights_init : array-like of shape (n_components,), optional
+        Weights to start with instead: 0 or above, summing to 1.
+    precisions_init : array-like, optional
+        Inverse covariances to start with instead, positive definite and shaped as ``covariances_``. The first
+        responsibilities are then by just these, the means as given, and equal weights if none are given.
     device : str or torch.device, optional
         None computes where a tensor lies, and otherwise on the GPU if there is one.
     backend : {None, "reference", "numba", "triton"}
@@ -120,6 +126,8 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
     max_iter: int = 100
     n_init: int = 1
     means_init: Any = None
+    weights_init: Any = None
+    precisions_init: Any = None
     device: str | torch.device | None = None
     backend: str | None = None
     check_finite: bool = True
@@ -211,8 +219,8 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         """Parameters that a checkpoint is of."""
         counts = {name: int(getattr(self, name)) for name in ("n_components", "n_init")}
         numbers = {name: float(getattr(self, name)) for name in ("tol", "reg_covar")}
-        start = {"means_init": told(self.means_init)}
-        return {"covariance_type": self.covariance_type, **counts, **numbers, **start}
+        starts = {name: told(getattr(self, name)) for name in STARTS}
+        return {"covariance_type": self.covariance_type, **counts, **numbers, **starts}
 
     def _rows(self, X: Any, has_checkpoint: bool) -> Tensor | StreamedRows:
         """Rows to fit on; those of a source that is one block as a tensor."""
@@ -222,7 +230,23 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
         return x.whole() if isinstance(x, StreamedRows) and len(x) <= x.block else x
 
     def _start(self, x: Tensor | StreamedRows, n_components: int, seed: int) -> GMMParameters:
-        """Parameters that follow from the rows nearest to each mean."""
+        """Parameters as given, and for the rest those that follow from the rows nearest to each mean."""
+        means = self._first_means(x, n_components, seed)
+        shape = covariance_shape(self.covariance_type, n_components, x.shape[1])
+        precisions = self._given("precisions_init", shape, x)
+        weights = torch.full_like(means[:, 0], 1.0 / n_components)
+        if precisions is None:
+            start = self._update(x, GMMParameters(means, self._narrow(x, shape), weights))[1]
+        else:
+            start = GMMParameters(means, find_covariances(precisions, self.covariance_type), weights)
+        given = self._given("weights_init", (n_components,), x)
+        if given is None:
+            return start
+        if not (given >= 0).all() or not abs(float(given.sum()) - 1) < 1e-4:
+            raise ValueError("weights_init must be 0 or above and sum to 1")
+        return start._replace(weights=given)
+
+    def _first_means(self, x: Tensor | StreamedRows, n_components: int, seed: int) -> Tensor:
         if self.means_init is None:
             kmeans = KMeans(
                 n_components,
@@ -236,25 +260,31 @@ class GaussianMixture(Saveable, DensityMixin, BaseEstimator):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # rows may repeat
                 found = kmeans.fit(x.source if isinstance(x, StreamedRows) else x).cluster_centers_
-            means = torch.as_tensor(found, device=x.device)
-        else:
-            means = read_points(self.means_init, dtype=x.dtype, device=x.device)
-            if means.shape != (n_components, x.shape[1]):
-                raise ValueError(
-                    f"means_init has shape {tuple(means.shape)}, wanted are (n_components, n_features) = "
-                    f"{(n_components, x.shape[1])}"
-                )
-            if isinstance(x, ShardedRows):
-                means = x.ranks.first(means)
+            return torch.as_tensor(found, device=x.device)
+        means = read_points(self.means_init, dtype=x.dtype, device=x.device)
+        if means.shape != (n_components, x.shape[1]):
+            raise ValueError(
+                f"means_init has shape {tuple(means.shape)}, wanted are (n_components, n_features) = "
+                f"{(n_components, x.shape[1])}"
+            )
+        return x.ranks.first(means) if isinstance(x, ShardedRows) else means
+
+    def _given(self, name: str, shape: tuple[int, ...], x: Tensor | StreamedRows) -> Tensor | None:
+        """A parameter that says where to start, beside the means."""
+        if getattr(self, name) is None:
+            return None
+        value = torch.as_tensor(getattr(self, name), dtype=x.dtype, device=x.device)
+        if value.shape != shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, wanted is {shape}")
+        return x.ranks.first(value) if isinstance(x, ShardedRows) else value
+
+    def _narrow(self, x: Tensor | StreamedRows, shape: tuple[int, ...]) -> Tensor:
+        """Covariances so small that each row belongs to the nearest mean."""
         variance = x.mean_variance() if isinstance(x, StreamedRows) else _mean_variance(x, self.check_finite)
         narrow = variance * SHARPEST if variance > 0 else 1.0
-        shape = covariance_shape(self.covariance_type, n_components, x.shape[1])
         if self.covariance_type in ("diag", "spherical"):
-            covariances = torch.full(shape, narrow, dtype=x.dtype, device=x.device)
-        else:
-            covariances = (narrow * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)).expand(shape).contiguous()
-        weights = torch.full_like(means[:, 0], 1.0 / n_components)
-        return self._update(x, GMMParameters(means, covariances, weights))[1]
+            return torch.full(shape, narrow, dtype=x.dtype, device=x.device)
+        return (narrow * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)).expand(shape).contiguous()
 
     def _update(self, x: Tensor | StreamedRows, parameters: GMMParameters) -> tuple[dict[str, Any], GMMParameters]:
         """An iteration: its record, and new parameters."""

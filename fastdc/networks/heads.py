@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fastdc.kernels._checks import check_positive
 from fastdc.kernels.gaussian_mixture import gmm_responsibilities
 from fastdc.kernels.student_t import StudentTStatistics, student_t_assign, student_t_statistics
+from fastdc.networks._shapes import TakesShapes
 from fastdc.networks.backbone import BatchNorm
 
 CHUNK_ENTRIES = 1 << 22  # of an assignment that is held at once where a kernel does not spare it
@@ -135,8 +136,8 @@ class Prototypes(Head):
         return (self(z) / self.temperature).softmax(1)
 
 
-class Mixture(Head):
-    """A Gaussian mixture with diagonal covariances in the embedding.
+class Mixture(TakesShapes, Head):
+    """A Gaussian mixture in the embedding, with diagonal covariances unless :meth:`widen` sets others.
 
     Parameters
     ----------
@@ -148,7 +149,11 @@ class Mixture(Head):
         NaN until :meth:`place` sets them.
     logits : nn.Parameter of shape (n_clusters,)
         Whose softmax are the weights of the components.
+    covariances : buffer of shape (n_clusters, n_latent, n_latent)
+        By which it assigns; empty, for the diagonal ones, until :meth:`widen`.
     """
+
+    covariances: Tensor
 
     def __init__(self, n_clusters: int, n_latent: int) -> None:
         super().__init__()
@@ -156,6 +161,7 @@ class Mixture(Head):
         self.means = nn.Parameter(torch.full((n_clusters, n_latent), nan))
         self.log_vars = nn.Parameter(torch.full((n_clusters, n_latent), nan))
         self.logits = nn.Parameter(torch.full((n_clusters,), nan))
+        self.register_buffer("covariances", torch.empty(0, n_latent, n_latent))
 
     @torch.no_grad()
     def place(self, means: Tensor, covariances: Tensor, weights: Tensor) -> None:
@@ -164,6 +170,12 @@ class Mixture(Head):
         self.log_vars.copy_(covariances.log())
         self.logits.copy_(weights.log())
 
+    @torch.no_grad()
+    def widen(self, means: Tensor, covariances: Tensor, weights: Tensor) -> None:
+        """Put the components there and assign by these full covariances; ``log_vars`` are of their diagonals."""
+        self.place(means, covariances.diagonal(dim1=1, dim2=2), weights)
+        self.covariances = covariances
+
     @property
     def centers(self) -> Tensor:
         """The means."""
@@ -171,4 +183,7 @@ class Mixture(Head):
 
     def assign(self, z: Tensor) -> Tensor:
         """Responsibilities of the components."""
-        return gmm_responsibilities(z, self.means, self.log_vars.exp(), self.logits.softmax(0)).responsibilities
+        full = len(self.covariances) > 0
+        covariances = self.covariances if full else self.log_vars.exp()
+        kind = "full" if full else "diag"
+        return gmm_responsibilities(z, self.means, covariances, self.logits.softmax(0), kind).responsibilities

@@ -38,14 +38,34 @@ def find_precisions(means: Tensor, covariances: Tensor, weights: Tensor, covaria
         is_bad = ~(covariances > 0) | ~torch.isfinite(covariances)
         log_det = factor.log().sum(dim=1) if covariance_type == "diag" else factor.log() * n_features
     else:
-        identity = torch.eye(n_features, dtype=wide, device=means.device)
-        with _one_thread():
-            lower, info = torch.linalg.cholesky_ex(covariances)
-            factor = torch.linalg.solve_triangular(lower, identity, upper=False).mT
+        inverse, info = _inverse_of_root(covariances)
+        factor = inverse.mT
         is_bad = (info != 0) | ~torch.isfinite(covariances).all(dim=-1).all(dim=-1)
         log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(dim=-1)
     _check(is_bad, weights)
     return Precisions(factor, weights.log() + log_det - n_features / 2 * math.log(2 * math.pi))
+
+
+def find_covariances(precisions: Tensor, covariance_type: str) -> Tensor:
+    """What the precisions are the inverses of; raises ValueError where they are none."""
+    wide = precisions.to(widest(precisions.device))
+    if covariance_type in ("diag", "spherical"):
+        is_good, covariances = wide > 0, wide.reciprocal()
+    else:
+        factor, info = _inverse_of_root(wide)
+        covariances = factor.mT @ factor
+        is_good = (info == 0) & ((wide - wide.mT).abs().max() <= 1e-5 * wide.abs().max())
+    if not bool(is_good.all() & wide.isfinite().all()):
+        raise ValueError("precisions must be finite, symmetric and positive definite")
+    return covariances.to(precisions.dtype)
+
+
+def _inverse_of_root(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of the lower triangular L whose L L^T is the matrix, and 0 where the matrix has such."""
+    identity = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    with _one_thread():
+        lower, info = torch.linalg.cholesky_ex(matrices)
+        return torch.linalg.solve_triangular(lower, identity, upper=False), info
 
 
 @contextmanager
