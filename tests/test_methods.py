@@ -59,7 +59,8 @@ def test_fitted_attributes(method, blobs):
     assert_array_equal(estimator.fit_predict(X), estimator.labels_)
     z, q = estimator.transform(X), estimator.predict_proba(X)
     assert z.shape == (150, 2)
-    expected = student_t_assign(torch.from_numpy(z), torch.from_numpy(estimator.cluster_centers_))
+    scale = float(estimator.head_.scale)
+    expected = student_t_assign(torch.from_numpy(z) / scale, torch.from_numpy(estimator.cluster_centers_) / scale)
     assert_allclose(q, expected, rtol=1e-6)
     assert_array_equal(q.argmax(1), estimator.labels_)
     assert_allclose(q.sum(1), 1, rtol=1e-6)
@@ -95,13 +96,15 @@ def test_dec_leaves_the_decoder_alone_and_idec_does_not(blobs):
     assert same == {DEC: True, IDEC: False}
 
 
-def test_the_target_of_a_refresh_is_that_of_the_paper(blobs):
+@pytest.mark.parametrize("scale", [1.0, 0.6])
+def test_the_target_of_a_refresh_is_that_of_the_paper(blobs, scale):
     """Two refreshes' worth of steps, retraced by plain torch with P of all rows."""
     X, _ = blobs
     x = torch.from_numpy(X)
     start = MLPAutoencoder(5, 2, (16,), torch.Generator().manual_seed(0))
     for n_clusters in (2, 4):  # P is stored where k <= d, rebuilt where k > d
         options = SMALL | {"pretrain_epochs": 0, "epochs": 4, "learning_rate": 1e-2, "tol": None}
+        options["scale"] = scale
         estimator = DEC(n_clusters, autoencoder=start, update_interval=10, **options).fit(X)
 
         network = copy.deepcopy(start)
@@ -114,15 +117,36 @@ def test_the_target_of_a_refresh_is_that_of_the_paper(blobs):
             for rows in torch.randperm(len(x), generator=order).tensor_split(5):
                 if step % 10 == 0:
                     with torch.no_grad():
-                        q = student_t_assign(network.encode(x), centers)
+                        q = student_t_assign(network.encode(x) / scale, centers / scale)
                         p = q**2 / q.sum(0)
                         p /= p.sum(1, keepdim=True)
                 optimizer.zero_grad()
-                q = student_t_assign(network.encode(x[rows]), centers)
+                q = student_t_assign(network.encode(x[rows]) / scale, centers / scale)
                 (torch.xlogy(p[rows], p[rows] / q).sum() / len(rows)).backward()
                 optimizer.step()
                 step += 1
         assert_allclose(estimator.cluster_centers_, centers.detach(), rtol=1e-3, atol=1e-5)
+
+
+def test_the_scale_is_the_spread_within_the_first_clusters(method, blobs):
+    """So that other units of the data or of the embedding change nothing."""
+    X, _ = blobs
+    start = MLPAutoencoder(5, 2, (16,), torch.Generator().manual_seed(0))
+    options = SMALL | {"pretrain_epochs": 0, "epochs": 0}
+    placed = method(3, autoencoder=start, **options).fit(X)
+    apart = placed.transform(X) - placed.cluster_centers_[placed.labels_]
+    assert float(placed.head_.scale) == pytest.approx(apart.std(), rel=1e-3)
+    with torch.no_grad():
+        start.encoder[-1].weight *= 5
+        start.encoder[-1].bias *= 5
+    larger = method(3, autoencoder=start, **options).fit(X)
+    assert_allclose(larger.predict_proba(X), placed.predict_proba(X), rtol=1e-4)
+    assert float(method(3, scale=2.0, **options).fit(X).head_.scale) == 2.0
+
+
+def test_a_collapsed_embedding_keeps_the_scale_of_the_paper():
+    with pytest.warns(ConvergenceWarning, match="clusters are empty"):
+        assert float(DEC(2, **(SMALL | {"epochs": 0})).fit(np.ones((20, 3))).head_.scale) == 1.0
 
 
 def test_batch_targets_come_from_the_rows_of_the_batch():

@@ -84,7 +84,7 @@ def test_dcec_is_idec_on_a_convolutional_autoencoder():
     X, _ = digits(100)
     dcec = DCEC(10, **SMALL, **IMAGES).fit(X)
     assert isinstance(dcec.network_, ConvAutoencoder)
-    idec = IDEC(10, **SMALL, **IMAGES).fit(X)
+    idec = IDEC(10, scale=1.0, **SMALL, **IMAGES).fit(X)
     assert_array_equal(dcec.cluster_centers_, idec.cluster_centers_)
     own = MLPAutoencoder(64, 3, (8,), torch.Generator().manual_seed(0))
     assert DCEC(4, autoencoder=own, **SMALL).fit(X).cluster_centers_.shape == (4, 3)
@@ -130,11 +130,11 @@ def test_dbc_retraced_by_plain_torch():
     X, _ = digits(120)
     start = MLPAutoencoder(64, 3, (16,), torch.Generator().manual_seed(0))
     options = SMALL | {"pretrain_epochs": 0, "autoencoder": start, "batch_size": None, "learning_rate": 1e-2}
-    options |= {"update_interval": 1}
+    options |= {"update_interval": 1, "scale": 0.5}
     centers = DBC(6, **(options | {"epochs": 0})).fit(X).cluster_centers_
 
     def loss_of(network, x, centers):
-        q = student_t_assign(network.encode(x), centers)
+        q = student_t_assign(network.encode(x) / 0.5, centers / 0.5)
         p = sharpened(q.detach(), 3, 0)
         return torch.xlogy(p, p / q).sum() / len(x)
 

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fastdc.kernels._checks import check_positive
-from fastdc.methods._pretrained import PretrainedClusterer
-from fastdc.networks import Centroids
+from fastdc.methods._pretrained import Initialise, PretrainedClusterer
+from fastdc.networks import RELU_GAIN, Centroids, ScaledCentroids
 from fastdc.terms import Reconstruction, StudentT
-from fastdc.training import Stage, Views
+from fastdc.training import Stage, Trainer, Views
 from fastdc.views import Augmented, RandomAffine
 
 
@@ -20,7 +20,7 @@ class DEC(PretrainedClusterer):
     An autoencoder is trained, its decoder dropped, and centers are placed by k-means in the embedding. Then
     encoder and centers minimise
 
-    .. math:: L = KL(P \| Q), \quad q_{ij} \propto (1 + \|z_i - c_j\|^2 / \alpha)^{-(\alpha+1)/2}, \quad
+    .. math:: L = KL(P \| Q), \quad q_{ij} \propto (1 + \|z_i - c_j\|^2 / \alpha s^2)^{-(\alpha+1)/2}, \quad
               p_{ij} \propto q_{ij}^2 / \sum_i q_{ij},
 
     P frozen between refreshes, until the labels settle.
@@ -29,6 +29,9 @@ class DEC(PretrainedClusterer):
     ----------
     alpha : float
         Degrees of freedom of the Student t kernel.
+    scale : float, optional
+        :math:`s`, in units of the embedding. None takes the standard deviation, a feature, within the clusters that
+        k-means finds, so that neither the units of X nor the first weights of the network matter. The paper has 1.
     target : {"refresh", "batch"}
         "refresh" computes P from all rows every ``update_interval`` steps, as the paper does; "batch" from
         the batch itself at every step.
@@ -48,13 +51,19 @@ class DEC(PretrainedClusterer):
     ((90,), (90, 2), (90, 3))
     """
 
+    gain = RELU_GAIN
+
     alpha: float = 1.0
+    scale: float | None = None
     target: str = "refresh"
 
-    def make_head(self, n_latent: int) -> Centroids:
-        return Centroids(self.n_clusters, n_latent, self.alpha)
+    def make_head(self, n_latent: int) -> ScaledCentroids:
+        return ScaledCentroids(self.n_clusters, n_latent, self.alpha, 1.0 if self.scale is None else self.scale)
 
-    def stages(self, head: Centroids) -> Iterator[Stage]:
+    def initialisation(self, head: Centroids) -> Initialise:
+        return (MeasuredInitialise if self.scale is None else Initialise)(head, self.n_init)
+
+    def stages(self, head: ScaledCentroids) -> Iterator[Stage]:
         yield self.pretraining()
         yield self.initialisation(head)
         yield self.refinement(StudentT(head, self.target))
@@ -96,7 +105,8 @@ class DCEC(IDEC):
     ----------
     image_shape : (channels, height, width)
         Of the images that the rows are; required unless a network is passed.
-    gamma, target, n_clusters and all others : see :class:`IDEC`, :class:`DEC` and :class:`fastdc.methods.DeepClusterer`
+    scale, gamma, target, n_clusters and all others : see :class:`IDEC`, :class:`DEC` and
+        :class:`fastdc.methods.DeepClusterer`
 
     References
     ----------
@@ -111,6 +121,8 @@ class DCEC(IDEC):
     >>> dcec.transform(X).shape
     torch.Size([40, 10])
     """
+
+    scale: float | None = 1.0
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -152,6 +164,7 @@ class DECDA(DEC):
     """
 
     reconstruction: float = 0.0
+    scale: float | None = 1.0
 
     def stages(self, head: Centroids) -> Iterator[Stage]:
         views = self._transformed()
@@ -199,3 +212,13 @@ class DBC(DEC):
         yield self.pretraining()
         yield self.initialisation(head)
         yield self.refinement(StudentT(head, self.target, check_positive(self.power, "power"), frequency_power=0.0))
+
+
+class MeasuredInitialise(Initialise):
+    """Put the head's centers where k-means finds them, and take the spread about them as the scale."""
+
+    head: ScaledCentroids
+
+    def run(self, trainer: Trainer) -> None:
+        super().run(trainer)
+        self.head.measure(trainer.embed())

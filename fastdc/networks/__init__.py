@@ -18,6 +18,7 @@ from fastdc.networks.linear import LinearAutoencoder
 from fastdc.networks.manifold import ManifoldMixture
 from fastdc.networks.multi_head import MultiHead
 from fastdc.networks.resnet import ResNet
+from fastdc.networks.scaled_centroids import ScaledCentroids
 from fastdc.networks.self_expression import SelfExpression
 from fastdc.networks.soft_centroids import SoftCentroids
 from fastdc.networks.variational import ConvVariationalAutoencoder, VariationalAutoencoder
@@ -44,6 +45,7 @@ __all__ = [
     "MultiHead",
     "Prototypes",
     "ResNet",
+    "ScaledCentroids",
     "SelfExpression",
     "SoftCentroids",
     "SoftmaxHead",

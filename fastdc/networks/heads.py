@@ -71,13 +71,17 @@ class Centroids(Head):
         """Embeddings as they are compared with the centers: themselves, unless a subclass maps them."""
         return z
 
+    def compared(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings and centers between which the Student t is taken."""
+        return z, self.centers
+
     def assign(self, z: Tensor) -> Tensor:
         """Soft assignment q of shape (n_samples, n_clusters)."""
-        return student_t_assign(z, self.centers, self.alpha)
+        return student_t_assign(*self.compared(z), self.alpha)
 
     def statistics(self, z: Tensor, previous_labels: Tensor | None = None) -> StudentTStatistics:
         """Labels, confidence, frequencies, label changes and entropy in one pass, free of n x k."""
-        return student_t_statistics(z, self.centers, self.alpha, previous_labels)
+        return student_t_statistics(*self.compared(z), self.alpha, previous_labels)
 
 
 class SoftmaxHead(Head):

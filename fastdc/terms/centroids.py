@@ -54,17 +54,16 @@ class StudentT(Watch):
 
     def _freeze(self, z: Tensor, frequency: Tensor) -> None:
         """Keep P, or what P is made from, whichever is smaller."""
-        centers = self.head.centers.detach()
-        if len(centers) <= z.shape[1]:
+        if len(self.head.centers) <= z.shape[1]:
             self.memory["target"] = target_distribution(self.head.assign(z), frequency, **self.powers)
         else:
-            self.memory |= {"target_x": z, "target_centers": centers.clone(), "frequency": frequency}
+            x, centers = self.head.compared(z)
+            self.memory |= {"target_x": x, "target_centers": centers.detach().clone(), "frequency": frequency}
 
     def forward(self, batch: Batch) -> Tensor:
         target = self._target_of(batch)
-        losses = [
-            dec_loss(view.z, self.head.centers, alpha=self.head.alpha, **self.powers, **target) for view in batch.views
-        ]
+        options: dict[str, Any] = {"alpha": self.head.alpha, **self.powers, **target}
+        losses = [dec_loss(*self.head.compared(view.z), **options) for view in batch.views]
         return torch.stack(losses).mean()
 
     def _target_of(self, batch: Batch) -> dict[str, Any]:

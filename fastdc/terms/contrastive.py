@@ -82,4 +82,4 @@ class StudentTOfRows(StudentT):
 
     def forward(self, batch: Batch) -> Tensor:
         options: dict[str, Any] = self.powers | self._target_of(batch)
-        return dec_loss(batch.z, self.head.centers, alpha=self.head.alpha, **options)
+        return dec_loss(*self.head.compared(batch.z), alpha=self.head.alpha, **options)
