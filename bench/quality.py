@@ -53,18 +53,18 @@ class Method(NamedTuple):
     """
 
     kind: type[Any]
-    start: Callable[..., Any] = DEC
+    start: Callable[..., Any] = DCN
     options: Callable[[int], dict[str, Any]] = lambda n_features: {}
 
 
-BATCH_TARGET = {"target": "batch", "update_interval": 10**9}
+LIKE_THEIRS = {"target": "batch", "scale": 1.0, "update_interval": 10**9}  # of the Student t
 METHODS = {
-    "dec": Method(DEC, DEC, lambda n_features: BATCH_TARGET),
-    "idec": Method(IDEC, DEC, lambda n_features: BATCH_TARGET | {"gamma": CLUSTPY_WEIGHT / n_features}),
-    "dcn": Method(DCN, DEC, lambda n_features: {"lam": CLUSTPY_WEIGHT / n_features}),
-    "dkm": Method(DKM, DEC, lambda n_features: {"lam": CLUSTPY_WEIGHT / n_features}),
+    "dec": Method(DEC, options=lambda n_features: LIKE_THEIRS),
+    "idec": Method(IDEC, options=lambda n_features: LIKE_THEIRS | {"gamma": CLUSTPY_WEIGHT / n_features}),
+    "dcn": Method(DCN, options=lambda n_features: {"lam": CLUSTPY_WEIGHT / n_features}),
+    "dkm": Method(DKM, options=lambda n_features: {"lam": CLUSTPY_WEIGHT / n_features}),
     "vade": Method(VaDE, partial(VaDE, covariance_type="diag")),
-    "n2d": Method(N2D, DEC),
+    "n2d": Method(N2D),
 }
 
 

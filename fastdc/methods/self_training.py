@@ -23,7 +23,7 @@ class DEC(PretrainedClusterer):
     .. math:: L = KL(P \| Q), \quad q_{ij} \propto (1 + \|z_i - c_j\|^2 / \alpha s^2)^{-(\alpha+1)/2}, \quad
               p_{ij} \propto q_{ij}^2 / \sum_i q_{ij},
 
-    P frozen between refreshes, until the labels settle.
+    no gradient through P, until the labels settle.
 
     Parameters
     ----------
@@ -32,9 +32,9 @@ class DEC(PretrainedClusterer):
     scale : float, optional
         :math:`s`, in units of the embedding. None takes the standard deviation, a feature, within the clusters that
         k-means finds, so that neither the units of X nor the first weights of the network matter. The paper has 1.
-    target : {"refresh", "batch"}
-        "refresh" computes P from all rows every ``update_interval`` steps, as the paper does; "batch" from
-        the batch itself at every step.
+    target : {"batch", "refresh"}
+        "batch" computes P from the batch itself at every step; "refresh" from all rows every ``update_interval`` steps,
+        as the paper does, which gets stuck earlier: on MNIST an NMI of 0.65 is reached instead of 0.68.
     n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
 
     References
@@ -55,7 +55,8 @@ class DEC(PretrainedClusterer):
 
     alpha: float = 1.0
     scale: float | None = None
-    target: str = "refresh"
+    target: str = "batch"
+    learning_rate: float = 3e-4
 
     def make_head(self, n_latent: int) -> ScaledCentroids:
         return ScaledCentroids(self.n_clusters, n_latent, self.alpha, 1.0 if self.scale is None else self.scale)
@@ -123,6 +124,8 @@ class DCEC(IDEC):
     """
 
     scale: float | None = 1.0
+    target: str = "refresh"
+    learning_rate: float = 1e-3
 
     def _check_parameters(self) -> None:
         super()._check_parameters()
@@ -148,7 +151,7 @@ class DECDA(DEC):
     views : Views, optional
         What makes the transformed rows (``fastdc.views``); the loss is that of all its views, averaged. None turns
         images by up to 10 degrees and shifts them by up to a tenth, as the authors do, and needs ``image_shape``.
-    target, n_clusters and all others : see :class:`DEC` and :class:`fastdc.methods.DeepClusterer`
+    scale, target, n_clusters and all others : see :class:`DEC` and :class:`fastdc.methods.DeepClusterer`
 
     References
     ----------
@@ -165,6 +168,8 @@ class DECDA(DEC):
 
     reconstruction: float = 0.0
     scale: float | None = 1.0
+    target: str = "refresh"
+    learning_rate: float = 1e-3
 
     def stages(self, head: Centroids) -> Iterator[Stage]:
         views = self._transformed()
