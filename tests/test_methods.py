@@ -104,7 +104,7 @@ def test_the_target_of_a_refresh_is_that_of_the_paper(blobs, scale):
     start = MLPAutoencoder(5, 2, (16,), torch.Generator().manual_seed(0))
     for n_clusters in (2, 4):  # P is stored where k <= d, rebuilt where k > d
         options = SMALL | {"pretrain_epochs": 0, "epochs": 4, "learning_rate": 1e-2, "tol": None}
-        options["scale"] = scale
+        options |= {"target": "refresh", "scale": scale}
         estimator = DEC(n_clusters, autoencoder=start, update_interval=10, **options).fit(X)
 
         network = copy.deepcopy(start)

@@ -84,7 +84,7 @@ def test_dcec_is_idec_on_a_convolutional_autoencoder():
     X, _ = digits(100)
     dcec = DCEC(10, **SMALL, **IMAGES).fit(X)
     assert isinstance(dcec.network_, ConvAutoencoder)
-    idec = IDEC(10, scale=1.0, **SMALL, **IMAGES).fit(X)
+    idec = IDEC(10, scale=1.0, target="refresh", learning_rate=1e-3, **SMALL, **IMAGES).fit(X)
     assert_array_equal(dcec.cluster_centers_, idec.cluster_centers_)
     own = MLPAutoencoder(64, 3, (8,), torch.Generator().manual_seed(0))
     assert DCEC(4, autoencoder=own, **SMALL).fit(X).cluster_centers_.shape == (4, 3)

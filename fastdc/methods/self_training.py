@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from fastdc.kernels._checks import check_positive
 from fastdc.methods._pretrained import Initialise, PretrainedClusterer
@@ -97,7 +98,18 @@ class IDEC(DEC):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class DCEC(IDEC):
+class AsPublished:
+    """DEC's settings in the paper, for methods that do not gain by others."""
+
+    gain: ClassVar[float] = 1.0
+
+    scale: float | None = 1.0
+    target: str = "refresh"
+    learning_rate: float = 1e-3
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class DCEC(AsPublished, IDEC):
     r"""Deep convolutional embedded clustering: IDEC with a convolutional autoencoder.
 
     .. math:: L = L_{rec} + \gamma KL(P \| Q)
@@ -123,10 +135,6 @@ class DCEC(IDEC):
     torch.Size([40, 10])
     """
 
-    scale: float | None = 1.0
-    target: str = "refresh"
-    learning_rate: float = 1e-3
-
     def _check_parameters(self) -> None:
         super()._check_parameters()
         if self.image_shape is None and self.autoencoder is None and self.encoder is None:
@@ -134,7 +142,7 @@ class DCEC(IDEC):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class DECDA(DEC):
+class DECDA(AsPublished, DEC):
     r"""DEC with data augmentation: the rows set the target, and other forms of them are to meet it.
 
     .. math:: L = KL(P \| Q^T) + \beta \|T(x) - \hat{T}(x)\|^2, \quad
@@ -167,9 +175,6 @@ class DECDA(DEC):
     """
 
     reconstruction: float = 0.0
-    scale: float | None = 1.0
-    target: str = "refresh"
-    learning_rate: float = 1e-3
 
     def stages(self, head: Centroids) -> Iterator[Stage]:
         views = self._transformed()
@@ -190,7 +195,7 @@ class DECDA(DEC):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class DBC(DEC):
+class DBC(AsPublished, DEC):
     r"""Discriminatively boosted clustering: DEC whose target is boosted by a power and not balanced by frequencies.
 
     .. math:: L = KL(P \| Q), \quad p_{ij} \propto q_{ij}^{power}
@@ -199,7 +204,7 @@ class DBC(DEC):
     ----------
     power : float
         Above 1: how much more likely clusters are boosted.
-    target, n_clusters and all others : see :class:`DEC` and :class:`fastdc.methods.DeepClusterer`
+    scale, target, n_clusters and all others : see :class:`DEC` and :class:`fastdc.methods.DeepClusterer`
 
     Notes
     -----
