@@ -37,11 +37,10 @@ class Images(NamedTuple):
 
 
 class Recipe(NamedTuple):
-    """How to train: epochs of the autoencoder, epochs of refinement, and the latter's step size."""
+    """How to train: epochs of the autoencoder, and most of refinement."""
 
     pretrain: int
     refine: int
-    learning_rate: float
 
 
 class Outcome(NamedTuple):
@@ -101,15 +100,12 @@ def run(out: Path, *, quick: bool = False, random_state: int = 0) -> dict[str, d
         folder = out / images.name
         folder.mkdir(parents=True, exist_ok=True)
         console.print(f"{images.name}: {len(images.x):,} images of {images.images[0].size} pixels")
-        recipe = Recipe(15, 10, 1e-3) if quick else RECIPES[images.name]
+        recipe = Recipe(15, 10) if quick else Recipe(50, 40)
         outcomes[images.name], models = _cluster(images, folder, recipe, random_state)
         console.print(_table(outcomes[images.name]))
         _draw(images, folder, outcomes[images.name]["IDEC"].labels, models, quick)
     console.print(f"Labels and pictures are in {out}")
     return outcomes
-
-
-RECIPES = {"digits": Recipe(60, 40, 1e-3), "mnist-5000": Recipe(50, 40, 1e-4)}
 
 
 def datasets(quick: bool) -> Iterator[Images]:
@@ -179,7 +175,6 @@ def _cluster(
             autoencoder=start.network_,
             pretrain_epochs=0,
             epochs=recipe.refine,
-            learning_rate=recipe.learning_rate,
             random_state=random_state,
         )
         model.truth = truth
