@@ -49,6 +49,8 @@ UMAP = {"n_neighbors": 20, "min_dist": 0.0}  # of N2D's paper
 class Method(NamedTuple):
     """Our class, the one whose pre-training it starts from, and ClustPy's recipe as our options.
 
+    DCN's network begins with weights such as ClustPy's.
+
     ``options`` takes the number of features: ClustPy sums the reconstruction error over them, fastdc averages it.
     """
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from fastdc._input import read_count
 from fastdc.cluster import KMeans
 from fastdc.methods._deep import DeepClusterer
@@ -60,5 +62,9 @@ class Initialise(Stage):
     n_init: int
 
     def run(self, trainer: Trainer) -> None:
-        kmeans = KMeans(len(self.head.centers), n_init=self.n_init, random_state=trainer.settings.seed)
-        self.head.place(kmeans.fit(self.head(trainer.embed()).detach()).cluster_centers_)
+        self.place(self.head(trainer.embed()).detach(), trainer.settings.seed)
+
+    def place(self, z: Tensor, seed: int) -> None:
+        """Put them there among these embeddings."""
+        kmeans = KMeans(len(self.head.centers), n_init=self.n_init, random_state=seed)
+        self.head.place(kmeans.fit(z).cluster_centers_)

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from fastdc.kernels._checks import check_positive
 from fastdc.methods._pretrained import Initialise, PretrainedClusterer
 from fastdc.networks import RELU_GAIN, Centroids, ScaledCentroids
 from fastdc.terms import Reconstruction, StudentT
-from fastdc.training import Stage, Trainer, Views
+from fastdc.training import Stage, Views
 from fastdc.views import Augmented, RandomAffine
 
 
@@ -229,6 +231,6 @@ class MeasuredInitialise(Initialise):
 
     head: ScaledCentroids
 
-    def run(self, trainer: Trainer) -> None:
-        super().run(trainer)
-        self.head.measure(trainer.embed())
+    def place(self, z: Tensor, seed: int) -> None:
+        super().place(z, seed)
+        self.head.measure(z)
