@@ -46,24 +46,29 @@ CLUSTPY_LEARNING_RATE, CLUSTPY_WEIGHT = 1e-4, 0.1  # the latter of the clusterin
 UMAP = {"n_neighbors": 20, "min_dist": 0.0}  # of N2D's paper
 
 
+class Plain(DCN):
+    """An autoencoder and centers by k-means, from weights such as ClustPy's."""
+
+    gain = 1.0
+
+
 class Method(NamedTuple):
     """Our class, the one whose pre-training it starts from, and ClustPy's recipe as our options.
-
-    DCN's network begins with weights such as ClustPy's.
 
     ``options`` takes the number of features: ClustPy sums the reconstruction error over them, fastdc averages it.
     """
 
     kind: type[Any]
-    start: Callable[..., Any] = DCN
+    start: Callable[..., Any] = Plain
     options: Callable[[int], dict[str, Any]] = lambda n_features: {}
 
 
-LIKE_THEIRS = {"target": "batch", "scale": 1.0, "update_interval": 10**9}  # of the Student t
+AT_THE_START = {"update_interval": 10**9}  # is the only refresh
+STUDENT_T = {"target": "batch", "scale": 1.0} | AT_THE_START
 METHODS = {
-    "dec": Method(DEC, options=lambda n_features: LIKE_THEIRS),
-    "idec": Method(IDEC, options=lambda n_features: LIKE_THEIRS | {"gamma": CLUSTPY_WEIGHT / n_features}),
-    "dcn": Method(DCN, options=lambda n_features: {"lam": CLUSTPY_WEIGHT / n_features}),
+    "dec": Method(DEC, options=lambda n_features: STUDENT_T),
+    "idec": Method(IDEC, options=lambda n_features: STUDENT_T | {"gamma": CLUSTPY_WEIGHT / n_features}),
+    "dcn": Method(DCN, options=lambda n_features: AT_THE_START | {"lam": CLUSTPY_WEIGHT / n_features}),
     "dkm": Method(DKM, options=lambda n_features: {"lam": CLUSTPY_WEIGHT / n_features}),
     "vade": Method(VaDE, partial(VaDE, covariance_type="diag")),
     "n2d": Method(N2D),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from fastdc.kernels._checks import check_positive
 from fastdc.methods._pretrained import PretrainedClusterer
-from fastdc.networks import Centroids, SoftCentroids
+from fastdc.networks import RELU_GAIN, Centroids, SoftCentroids
 from fastdc.terms import KMeansDistance, OptimalTransport, Reconstruction, RunningMeans
 from fastdc.training import Schedule, Stage
 
@@ -23,7 +24,7 @@ class DCN(PretrainedClusterer):
 
     with :math:`s_i` the nearest center of M. Centers get no gradient: after each step its rows, embedded anew, go to
     their nearest centers, each center being the running mean of all rows that ever came to it (in closed form, to the
-    result of one row after the other).
+    result of one row after the other), and at each refresh k-means goes on from there over all rows.
 
     Parameters
     ----------
@@ -32,13 +33,17 @@ class DCN(PretrainedClusterer):
         which the same trade-off is ``lam * n_features``, and chooses it by data set. Too high a value draws all
         embeddings together: the default is for data scaled to unit range.
     initial_count : float
-        Rows that each center counts as its own at the start, 100 in the authors' code; the higher, the slower it
+        Rows that each center counts as its own after a refresh, 100 in the authors' code; the higher, the slower it
         moves.
     n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
 
     Notes
     -----
-    What differs from the paper: :math:`s_i` in the loss is the nearest center now, not when the row was last seen.
+    What differs from the paper: :math:`s_i` in the loss is the nearest center now, not when the row was last seen; and
+    the paper has no k-means after the first, without which centers fall behind a network that moves on (on 5,000 images
+    of MNIST it adds 0.01 to the NMI, on digits it makes faster steps possible). ``update_interval`` says when; beyond
+    the last step is the paper's way.
+
     ``predict_proba`` is the Student t assignment of DEC to the centers; its largest entry is the nearest center.
 
     References
@@ -56,8 +61,12 @@ class DCN(PretrainedClusterer):
     ((90,), (3, 2))
     """
 
-    lam: float = 0.01
+    gain: ClassVar[float] = RELU_GAIN
+
+    lam: float = 0.05
     initial_count: float = 100.0
+    epochs: int = 60
+    learning_rate: float = 3e-4
 
     def stages(self, head: Centroids) -> Iterator[Stage]:
         yield self.pretraining()

@@ -11,6 +11,8 @@ from fastdc.networks import Centroids
 from fastdc.terms.repairing import RepairingWatch
 from fastdc.training import Batch
 
+LLOYD_STEPS = 10  # of k-means, at a refresh
+
 
 class RunningMeans(RepairingWatch):
     """Squared distance of embeddings to the nearest center (DCN), each center the running mean of what came to it.
@@ -18,6 +20,9 @@ class RunningMeans(RepairingWatch):
     After a step its rows, embedded anew, go to their nearest centers one after the other: the count of the center
     goes up by one, and it moves towards the row by one part in that count. In closed form, for a center of count n
     that meets m rows of sum s, that is (n center + s) / (n + m), whatever their order.
+
+    Counts grow and the network moves on, so that such a mean falls behind. Therefore each refresh ends with a few
+    steps of k-means over all rows, and centers move like new ones from there.
 
     Parameters
     ----------
@@ -35,11 +40,14 @@ class RunningMeans(RepairingWatch):
     def forward(self, batch: Batch) -> Tensor:
         return kmeans_loss(batch.z, self.head.centers.detach(), None, "hard")
 
-    def _repair(self, z: Tensor) -> Tensor:
-        moved = super()._repair(z)
-        if "counts" in self.memory:
-            self.memory["counts"][moved] = self.initial_count  # so that it moves like a new one
-        return moved
+    @torch.no_grad()
+    def refresh(self, z: Tensor) -> dict[str, Tensor]:
+        measured, centers = super().refresh(z), self.head.centers
+        for _ in range(LLOYD_STEPS):
+            seen = kmeans_step(z, centers)
+            centers.copy_(torch.where(seen.counts[:, None] > 0, seen.sums / seen.counts[:, None], centers))
+        self.memory.pop("counts", None)
+        return measured
 
     @torch.no_grad()
     def after_step(self, batch: Batch) -> None:
