@@ -35,14 +35,16 @@ class DCN(PretrainedClusterer):
     initial_count : float
         Rows that each center counts as its own after a refresh, 100 in the authors' code; the higher, the slower it
         moves.
+    tol : float, optional
+        None by default: on digits few labels change from early on, and those that do are for the better.
     n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
 
     Notes
     -----
     What differs from the paper: :math:`s_i` in the loss is the nearest center now, not when the row was last seen; and
-    the paper has no k-means after the first, without which centers fall behind a network that moves on (on 5,000 images
-    of MNIST it adds 0.01 to the NMI, on digits it makes faster steps possible). ``update_interval`` says when; beyond
-    the last step is the paper's way.
+    the paper has no k-means after the first, without which centers fall behind a network that moves on: the NMI on
+    5,000 images of MNIST is 0.60 with it and 0.59 without. The paper's way is an ``update_interval`` beyond the last
+    step.
 
     ``predict_proba`` is the Student t assignment of DEC to the centers; its largest entry is the nearest center.
 
@@ -67,6 +69,7 @@ class DCN(PretrainedClusterer):
     initial_count: float = 100.0
     epochs: int = 60
     learning_rate: float = 3e-4
+    tol: float | None = None
 
     def stages(self, head: Centroids) -> Iterator[Stage]:
         yield self.pretraining()
