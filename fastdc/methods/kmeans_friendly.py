@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
 from fastdc.kernels._checks import check_positive
 from fastdc.methods._pretrained import PretrainedClusterer
-from fastdc.networks import RELU_GAIN, Centroids, SoftCentroids
+from fastdc.networks import Centroids, SoftCentroids
 from fastdc.terms import KMeansDistance, OptimalTransport, Reconstruction, RunningMeans
 from fastdc.training import Schedule, Stage
 
@@ -63,12 +62,9 @@ class DCN(PretrainedClusterer):
     ((90,), (3, 2))
     """
 
-    gain: ClassVar[float] = RELU_GAIN
-
-    lam: float = 0.05
+    lam: float = 0.01
     initial_count: float = 100.0
     epochs: int = 60
-    learning_rate: float = 3e-4
     tol: float | None = None
 
     def stages(self, head: Centroids) -> Iterator[Stage]:
