@@ -41,9 +41,8 @@ class DCN(PretrainedClusterer):
     Notes
     -----
     What differs from the paper: :math:`s_i` in the loss is the nearest center now, not when the row was last seen; and
-    the paper has no k-means after the first, without which centers fall behind a network that moves on: the NMI on
-    5,000 images of MNIST is 0.60 with it and 0.59 without. The paper's way is an ``update_interval`` beyond the last
-    step.
+    the paper has no k-means after the first, without which centers fall behind a network that moves on. Its way is an
+    ``update_interval`` beyond the last step.
 
     ``predict_proba`` is the Student t assignment of DEC to the centers; its largest entry is the nearest center.
 
