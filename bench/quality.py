@@ -46,20 +46,16 @@ CLUSTPY_LEARNING_RATE, CLUSTPY_WEIGHT = 1e-4, 0.1  # the latter of the clusterin
 UMAP = {"n_neighbors": 20, "min_dist": 0.0}  # of N2D's paper
 
 
-class Plain(DCN):
-    """An autoencoder and centers by k-means, from weights such as ClustPy's."""
-
-    gain = 1.0
-
-
 class Method(NamedTuple):
     """Our class, the one whose pre-training it starts from, and ClustPy's recipe as our options.
+
+    DCN's network begins with weights such as ClustPy's.
 
     ``options`` takes the number of features: ClustPy sums the reconstruction error over them, fastdc averages it.
     """
 
     kind: type[Any]
-    start: Callable[..., Any] = Plain
+    start: Callable[..., Any] = DCN
     options: Callable[[int], dict[str, Any]] = lambda n_features: {}
 
 

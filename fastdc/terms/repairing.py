@@ -28,14 +28,14 @@ class RepairingWatch(Watch):
         seen, measured = super().look(z)
         moved = torch.zeros_like(measured["n_empty_clusters"])
         if bool(measured["n_empty_clusters"] > 0) and bool((seen.labels >= 0).all()):
-            moved = self._repair(z).sum()
+            moved = self._repair(z)
         return seen, measured | {"n_repaired_clusters": moved}
 
     def _repair(self, z: Tensor) -> Tensor:
-        """Move the centers of empty clusters; (n_clusters,) bool, which ones."""
+        """Move the centers of empty clusters; how many were moved."""
         centers = self.head.centers
         step = kmeans_step(z, centers)
         sums, counts = repair_empty(z, centers, step.labels, step.sums, step.counts)
         moved = (step.counts == 0) & (counts > 0)
         centers[moved] = (sums[moved] / counts[moved, None]).to(centers.dtype)
-        return moved
+        return moved.sum()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdc.kernels._checks import check_positive
-from fastdc.kernels.kmeans import kmeans_loss, kmeans_step
+from fastdc.kernels.kmeans import center_update, kmeans_loss, kmeans_step
 from fastdc.networks import Centroids
 from fastdc.terms.repairing import RepairingWatch
 from fastdc.training import Batch
@@ -45,7 +45,7 @@ class RunningMeans(RepairingWatch):
         measured, centers = super().refresh(z), self.head.centers
         for _ in range(LLOYD_STEPS):
             seen = kmeans_step(z, centers)
-            centers.copy_(torch.where(seen.counts[:, None] > 0, seen.sums / seen.counts[:, None], centers))
+            centers.copy_(center_update(seen.sums, seen.counts, centers))
         self.memory.pop("counts", None)
         return measured
 
