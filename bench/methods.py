@@ -46,7 +46,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "SeLa": {"epochs": 60, "batch_size": 64, "update_interval": 30},
     "IDFD": {"epochs": 60},
     "ClusterGAN": {"epochs": 300, "learning_rate": 5e-4},
-    "DKM": {"epochs": 50},
     "OptimalTransportClustering": {"epochs": 30},
     "DEPICT": {"hidden": (256, 256), "pretrain_epochs": 200, "epochs": 60},
     "DCEC": {"epochs": 50},

@@ -65,7 +65,7 @@ METHODS = {
     "dec": Method(DEC, options=lambda n_features: STUDENT_T),
     "idec": Method(IDEC, options=lambda n_features: STUDENT_T | {"gamma": CLUSTPY_WEIGHT / n_features}),
     "dcn": Method(DCN, options=lambda n_features: AT_THE_START | {"lam": CLUSTPY_WEIGHT / n_features}),
-    "dkm": Method(DKM, options=lambda n_features: {"lam": CLUSTPY_WEIGHT / n_features}),
+    "dkm": Method(DKM, options=lambda n_features: AT_THE_START | {"lam": CLUSTPY_WEIGHT / n_features}),
     "vade": Method(VaDE, partial(VaDE, covariance_type="diag")),
     "n2d": Method(N2D),
 }

@@ -131,6 +131,17 @@ def test_running_means_of_two_processes_are_those_of_all_rows():
     torch.testing.assert_close(apart.centers, together.centers)
 
 
+class Move(Stage):
+    """Does something to the centers."""
+
+    def __init__(self, head, change):
+        self.head, self.change = head, change
+
+    def run(self, trainer):
+        with torch.no_grad():
+            self.change(self.head.centers)
+
+
 def lloyd(z, centers):
     """The centers ten steps of k-means later."""
     for _ in range(10):
@@ -187,6 +198,22 @@ def test_dkm_is_the_formula_of_the_paper():
     sq_dists = torch.cdist(z.double(), centers.detach().double()).square()
     assert_allclose(dkm.predict_proba(X), (-9 * sq_dists).softmax(1), rtol=1e-2, atol=1e-4)
     assert_array_equal(dkm.labels_, sq_dists.argmin(1))
+
+
+@pytest.mark.parametrize(("alpha", "goes_on"), [(1000.0, True), (lambda progress: 1000.0, False)])
+def test_dkm_goes_on_with_kmeans_at_a_refresh_if_alpha_is_a_number(alpha, goes_on):
+    X, _ = digits(150)
+
+    class Moved(DKM):
+        def stages(self, head):
+            *before, refinement = super().stages(head)
+            yield from [*before, Move(head, lambda centers: centers.mul_(1.05)), refinement]
+
+    options = SMALL | {"learning_rate": 1e-12, "epochs": 1}
+    start = DKM(6, **options | {"epochs": 0}).fit(X)
+    z, moved = torch.from_numpy(start.transform(X)), torch.from_numpy(start.cluster_centers_) * 1.05
+    expected = lloyd(z, moved) if goes_on else moved
+    assert_allclose(Moved(6, alpha=alpha, **options).fit(X).cluster_centers_, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_soft_centroids_keep_their_temperature():
@@ -293,23 +320,12 @@ def test_the_library_exports_them():
     assert {"DCN", "DKM", "OptimalTransportClustering", "TwoStage"} <= set(fastdc.__all__)
 
 
-class Lose(Stage):
-    """Puts a center where no row comes, as after a step that went too far."""
-
-    def __init__(self, head):
-        self.head = head
-
-    def run(self, trainer):
-        with torch.no_grad():
-            self.head.centers[0] += 1e4
-
-
 @pytest.mark.parametrize("method", [DCN, DKM, OptimalTransportClustering])
 def test_a_cluster_that_lost_its_rows_gets_the_farthest_one(method):
     class Losing(method):
         def stages(self, head):
             *before, refinement = super().stages(head)
-            yield from [*before, Lose(head), refinement]
+            yield from [*before, Move(head, lambda centers: centers[0].add_(1e4)), refinement]  # where no row comes
 
     X, _ = digits(200)
     fitted = Losing(10, **SMALL | {"epochs": 3, "tol": 1.0, "update_interval": 4}).fit(X)

@@ -117,6 +117,12 @@ class DKM(PretrainedClusterer):
         assignments draw the centers of a trained embedding together.
     n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
 
+    Notes
+    -----
+    What differs from the paper: with a number as ``alpha``, at each refresh k-means goes on over all rows from where
+    the gradient has brought the centers, as in :class:`DCN`. Otherwise a label hardly changes after a few epochs. The
+    paper's way is an ``update_interval`` beyond the last step.
+
     References
     ----------
     Fard, Thonet, Gaussier. Deep k-Means: Jointly clustering with k-Means and learning representations. Pattern
@@ -134,6 +140,7 @@ class DKM(PretrainedClusterer):
 
     lam: float = 0.01
     alpha: float | Schedule | None = 1000.0
+    epochs: int = 50
 
     def make_head(self, n_latent: int) -> SoftCentroids:
         return SoftCentroids(self.n_clusters, n_latent, 1 / self._alpha()(1.0))
@@ -142,7 +149,9 @@ class DKM(PretrainedClusterer):
         alpha = self._alpha()
         yield self.pretraining()
         yield self.initialisation(head)
-        yield self.refinement(Reconstruction() + self.lam * KMeansDistance(head, lambda progress: 1 / alpha(progress)))
+        hard = self.alpha is not None and not callable(self.alpha)
+        distance = KMeansDistance(head, lambda progress: 1 / alpha(progress), refine=hard)
+        yield self.refinement(Reconstruction() + self.lam * distance)
 
     def _alpha(self) -> Schedule:
         if self.alpha is None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from fastdc.kernels.kmeans import kmeans_loss
 from fastdc.kernels.student_t import dec_loss, target_distribution
 from fastdc.networks import Centroids
-from fastdc.terms.repairing import RepairingWatch
+from fastdc.terms.repairing import RepairingWatch, continue_kmeans
 from fastdc.terms.watch import Watch
 from fastdc.training import Batch, Schedule
 
@@ -84,13 +84,16 @@ class KMeansDistance(RepairingWatch):
     head : Centroids
     temperature : Schedule
         Of the softmax, 1 / alpha of DKM.
+    refine : bool
+        Whether each refresh ends with a few steps of k-means over all rows, which is right for a softmax that is
+        nearly hard.
     """
 
     name = "clustering"
 
-    def __init__(self, head: Centroids, temperature: Schedule) -> None:
+    def __init__(self, head: Centroids, temperature: Schedule, refine: bool = False) -> None:
         super().__init__(head)
-        self.schedule = temperature
+        self.schedule, self.refine = temperature, refine
         self.start_epoch(0.0)
 
     def start_epoch(self, progress: float) -> None:
@@ -98,3 +101,9 @@ class KMeansDistance(RepairingWatch):
 
     def forward(self, batch: Batch) -> Tensor:
         return kmeans_loss(batch.z, self.head.centers, None, "soft", self.temperature)
+
+    def refresh(self, z: Tensor) -> dict[str, Tensor]:
+        measured = super().refresh(z)
+        if self.refine:
+            continue_kmeans(z, self.head.centers)
+        return measured

@@ -5,10 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastdc.kernels.kmeans import kmeans_step, repair_empty
+from fastdc.kernels.kmeans import center_update, kmeans_step, repair_empty
 from fastdc.kernels.student_t import StudentTStatistics
 from fastdc.networks import Centroids
 from fastdc.terms.watch import Watch
+
+LLOYD_STEPS = 10
+
+
+@torch.no_grad()
+def continue_kmeans(z: Tensor, centers: Tensor) -> None:
+    """Move the centers by a few steps of k-means over all rows."""
+    for _ in range(LLOYD_STEPS):
+        seen = kmeans_step(z, centers)
+        centers.copy_(center_update(seen.sums, seen.counts, centers))
 
 
 class RepairingWatch(Watch):

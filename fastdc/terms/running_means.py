@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from fastdc.kernels._checks import check_positive
-from fastdc.kernels.kmeans import center_update, kmeans_loss, kmeans_step
+from fastdc.kernels.kmeans import kmeans_loss, kmeans_step
 from fastdc.networks import Centroids
-from fastdc.terms.repairing import RepairingWatch
+from fastdc.terms.repairing import RepairingWatch, continue_kmeans
 from fastdc.training import Batch
-
-LLOYD_STEPS = 10  # of k-means, at a refresh
 
 
 class RunningMeans(RepairingWatch):
@@ -42,10 +40,8 @@ class RunningMeans(RepairingWatch):
 
     @torch.no_grad()
     def refresh(self, z: Tensor) -> dict[str, Tensor]:
-        measured, centers = super().refresh(z), self.head.centers
-        for _ in range(LLOYD_STEPS):
-            seen = kmeans_step(z, centers)
-            centers.copy_(center_update(seen.sums, seen.counts, centers))
+        measured = super().refresh(z)
+        continue_kmeans(z, self.head.centers)
         self.memory.pop("counts", None)
         return measured
 
