@@ -149,8 +149,8 @@ class DKM(PretrainedClusterer):
         alpha = self._alpha()
         yield self.pretraining()
         yield self.initialisation(head)
-        hard = self.alpha is not None and not callable(self.alpha)
-        distance = KMeansDistance(head, lambda progress: 1 / alpha(progress), refine=hard)
+        constant = self.alpha is not None and not callable(self.alpha)
+        distance = KMeansDistance(head, lambda progress: 1 / alpha(progress), refine=constant)
         yield self.refinement(Reconstruction() + self.lam * distance)
 
     def _alpha(self) -> Schedule:
