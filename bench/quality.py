@@ -38,6 +38,7 @@ from bench._data import Data, load
 from bench._environment import ROOT, cpu_stamp
 from bench._timing import fit_clock
 from fastdc import DCN, DEC, DKM, IDEC, N2D, VaDE
+from fastdc.methods import OptimalTransportClustering
 from fastdc.metrics import clustering_accuracy, normalized_mutual_info
 
 COMPARISONS = ("paired", "defaults")
@@ -49,13 +50,11 @@ UMAP = {"n_neighbors": 20, "min_dist": 0.0}  # of N2D's paper
 class Method(NamedTuple):
     """Our class, the one whose pre-training it starts from, and ClustPy's recipe as our options.
 
-    DCN's network begins with weights such as ClustPy's.
-
-    ``options`` takes the number of features: ClustPy sums the reconstruction error over them, fastdc averages it.
+    ``options`` takes the number of features: ClustPy sums the reconstruction error over them, IDEC averages it.
     """
 
     kind: type[Any]
-    start: Callable[..., Any] = DCN
+    start: Callable[..., Any] = OptimalTransportClustering  # its network begins with weights such as ClustPy's
     options: Callable[[int], dict[str, Any]] = lambda n_features: {}
 
 
@@ -64,8 +63,8 @@ STUDENT_T = {"target": "batch", "scale": 1.0} | AT_THE_START
 METHODS = {
     "dec": Method(DEC, options=lambda n_features: STUDENT_T),
     "idec": Method(IDEC, options=lambda n_features: STUDENT_T | {"gamma": CLUSTPY_WEIGHT / n_features}),
-    "dcn": Method(DCN, options=lambda n_features: AT_THE_START | {"lam": CLUSTPY_WEIGHT / n_features}),
-    "dkm": Method(DKM, options=lambda n_features: AT_THE_START | {"lam": CLUSTPY_WEIGHT / n_features}),
+    "dcn": Method(DCN, options=lambda _: AT_THE_START | {"lam": CLUSTPY_WEIGHT}),
+    "dkm": Method(DKM, options=lambda _: AT_THE_START | {"lam": CLUSTPY_WEIGHT}),
     "vade": Method(VaDE, partial(VaDE, covariance_type="diag")),
     "n2d": Method(N2D),
 }

@@ -155,7 +155,7 @@ def test_dcn_retraced_by_plain_torch():
     x = torch.from_numpy(X)
     start = MLPAutoencoder(64, 3, (16,), torch.Generator().manual_seed(0))
     options = SMALL | {"pretrain_epochs": 0, "autoencoder": start, "batch_size": 50, "learning_rate": 2e-3}
-    dcn = DCN(6, lam=0.7, initial_count=5.0, update_interval=6, **(options | {"epochs": 3})).fit(X)
+    dcn = DCN(6, lam=45.0, initial_count=5.0, update_interval=6, **(options | {"epochs": 3})).fit(X)
 
     network = copy.deepcopy(start)
     centers = torch.from_numpy(DCN(6, **(options | {"epochs": 0})).fit(X).cluster_centers_.copy())
@@ -168,7 +168,7 @@ def test_dcn_retraced_by_plain_torch():
             optimizer.zero_grad()
             z = network.encode(x[rows])
             nearest = torch.cdist(z, centers).min(1).values
-            ((network.decode(z) - x[rows]).square().mean() + 0.7 / 2 * nearest.square().mean()).backward()
+            ((network.decode(z) - x[rows]).square().sum(1).mean() + 45 / 2 * nearest.square().mean()).backward()
             optimizer.step()
             with torch.no_grad():
                 centers, counts = one_by_one(centers, counts, network.encode(x[rows]))
@@ -191,7 +191,7 @@ def test_dkm_is_the_formula_of_the_paper():
         z = network.encode(x)
         sq_dists = (z[:, None] - centers).square().sum(2)
         soft = ((-alpha * sq_dists).softmax(1) * sq_dists).sum(1).mean()
-        ((network.decode(z) - x).square().mean() + 0.3 * soft).backward()
+        ((network.decode(z) - x).square().sum(1).mean() + 0.3 * soft).backward()
         optimizer.step()
     assert_allclose(dkm.cluster_centers_, centers.detach(), rtol=1e-4, atol=1e-5)
     z = torch.from_numpy(dkm.transform(X))

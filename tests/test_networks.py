@@ -6,8 +6,8 @@ from torch import nn
 
 from fastdc.kernels.student_t import dec_loss, student_t_assign
 from fastdc.losses import DECLoss
-from fastdc.methods import N2D, SCAN, DeepCluster, VaDE
-from fastdc.networks import RELU_GAIN, Autoencoder, Centroids, MLPAutoencoder, as_autoencoder
+from fastdc.methods import DCN, DKM, N2D, SCAN, DeepCluster, VaDE
+from fastdc.networks import Autoencoder, Centroids, MLPAutoencoder, as_autoencoder
 
 
 def test_the_default_network_is_that_of_the_paper():
@@ -36,22 +36,42 @@ def test_weights_are_spread_as_nn_linear_spreads_them():
     torch.testing.assert_close(weight.std(), torch.tensor(400**-0.5 / 3**0.5), rtol=0.01, atol=0)
 
 
-def test_with_the_gain_of_relu_signals_keep_their_size():
+def test_with_weights_of_he_signals_keep_their_size():
     x = torch.randn(500, 64, generator=torch.Generator().manual_seed(1))
     sizes = {}
-    for gain in (1.0, RELU_GAIN):
-        network = MLPAutoencoder(64, 10, (500, 500, 2000), torch.Generator().manual_seed(0), gain)
-        sizes[gain] = network.encoder[:-1](x).square().mean().item()
+    for init in ("torch", "he"):
+        network = MLPAutoencoder(64, 10, (500, 500, 2000), torch.Generator().manual_seed(0), init)
+        sizes[init] = network.encoder[:-1](x).square().mean().item()
         assert network.encoder[-1].weight.abs().max() <= 2000**-0.5
-    assert 0.7 < sizes[RELU_GAIN] < 1.3
-    assert sizes[1.0] < 0.02
+    assert 0.7 < sizes["he"] < 1.3
+    assert sizes["torch"] < 0.02
+
+
+def test_weights_of_glorot_go_by_both_widths_in_the_encoder():
+    network = MLPAutoencoder(400, 10, (1000,), torch.Generator().manual_seed(0), "glorot")
+    bounds = {network.encoder[0]: (6 / 1400) ** 0.5, network.encoder[2]: (6 / 1010) ** 0.5}
+    for layer, bound in (bounds | {network.decoder[0]: 10**-0.5, network.decoder[2]: 1000**-0.5}).items():
+        assert layer.weight.abs().max() <= bound
+        torch.testing.assert_close(layer.weight.std(), torch.tensor(bound / 3**0.5), rtol=0.02, atol=0)
+        assert layer.bias.abs().max() <= layer.in_features**-0.5
+
+
+def test_unknown_weights_are_refused():
+    with pytest.raises(ValueError, match="init must be one of torch, he, glorot, got 'xavier'"):
+        MLPAutoencoder(5, 2, (7,), init="xavier")
 
 
 @pytest.mark.parametrize("method", [N2D, VaDE, SCAN, DeepCluster])
-def test_methods_for_which_the_scale_does_not_matter_begin_with_that_gain(method):
+def test_methods_for_which_the_scale_does_not_matter_begin_with_weights_of_he(method):
     network = method(3).make_network(400, torch.Generator().manual_seed(0))
     first = next(network.encoder.parameters())
     torch.testing.assert_close(first.std(), torch.tensor((2 / 400) ** 0.5), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("method", [DCN, DKM])
+def test_methods_whose_centers_are_of_kmeans_begin_with_weights_of_glorot(method):
+    network = method(3).make_network(400, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(network.encoder[0].weight.std(), torch.tensor((2 / 900) ** 0.5), rtol=0.01, atol=0)
 
 
 class WithMethods(nn.Module):

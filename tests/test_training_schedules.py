@@ -193,6 +193,7 @@ def test_reconstructions_of_views(x):
     batch = Batch(network, x, torch.arange(23), x, CleanAndAugmented(lambda rows: rows + 3))
     assert Reconstruction()(batch).item() == 0.0
     assert Reconstruction(clean=True)(batch).item() == pytest.approx(4.5)  # 0 and 9
+    assert Reconstruction(clean=True, summed=True)(batch).item() == pytest.approx(4.5 * batch.x.shape[1])
 
 
 def test_neighbor_views_are_neighbors(x):

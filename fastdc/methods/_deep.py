@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from fastdc._input import choose_device, give_back, read_count, read_points, read_seed
 from fastdc._runs import digest, some_rows
 from fastdc.data import RowSource
-from fastdc.networks import Centroids, ConvAutoencoder, Head, MLPAutoencoder, as_autoencoder
+from fastdc.networks import Centroids, ConvAutoencoder, Head, Init, MLPAutoencoder, as_autoencoder
 from fastdc.persistence import CheckpointError, Saveable, plain
 from fastdc.training import (
     Checkpoint,
@@ -117,7 +117,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
     """
 
     transductive: ClassVar[bool] = False  # whether labels are those of the fitted rows alone: no ``predict``
-    gain: ClassVar[float] = 1.0  # of an MLPAutoencoder; RELU_GAIN where the scale of the embedding does not matter
+    init: ClassVar[Init] = "torch"  # of an MLPAutoencoder; "he" where the scale of the embedding does not matter
 
     n_clusters: int = field(default=8, kw_only=False)
     n_latent: int = 10
@@ -152,7 +152,7 @@ class DeepClusterer(Saveable, ClassNamePrefixFeaturesOutMixin, TransformerMixin,
         """The default network."""
         if self.image_shape is not None:
             return ConvAutoencoder(self.image_shape, self.n_latent, generator=generator)
-        return MLPAutoencoder(n_features, self.n_latent, self.hidden, generator, self.gain)
+        return MLPAutoencoder(n_features, self.n_latent, self.hidden, generator, self.init)
 
     def training(self, objective: Term | Objective, stage: str = "train", **options: Any) -> Train:
         """The main stage: trains network and head until the labels settle. Options are those of ``Train``."""

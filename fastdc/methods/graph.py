@@ -18,10 +18,10 @@ from fastdc.methods._manifolds import Unfold, read_manifold
 from fastdc.methods._pretrained import Initialise, PretrainedClusterer
 from fastdc.methods._stages import Mine, Whiten
 from fastdc.networks import (
-    RELU_GAIN,
     Autoencoder,
     ConvAutoencoder,
     GraphCentroids,
+    Init,
     ManifoldMixture,
     MappedCentroids,
     MLPAutoencoder,
@@ -54,7 +54,7 @@ class N2D(PretrainedClusterer):
     n_init : int
         Runs of the mixture, which has full covariances.
     pretrain_epochs : int
-        The paper takes 1,000. Weights begin with He's gain, with which neighbourhoods show after fewer epochs.
+        The paper takes 1,000. Weights begin with He's spread, with which neighbourhoods show after fewer epochs.
     epochs, learning_rate, update_interval, tol
         Not used: nothing is trained after the autoencoder.
     n_clusters and all others : see :class:`fastdc.methods.DeepClusterer`, also for the fitted attributes
@@ -85,7 +85,7 @@ class N2D(PretrainedClusterer):
     n_neighbors: int = 20
     min_dist: float = 0.0
     n_init: int = 10
-    gain: ClassVar[float] = RELU_GAIN
+    init: ClassVar[Init] = "he"
 
     def make_head(self, n_latent: int) -> ManifoldMixture:
         return ManifoldMixture(self.n_clusters, n_latent)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from fastdc.kernels._checks import check_positive
 from fastdc.methods._pretrained import PretrainedClusterer
-from fastdc.networks import Centroids, SoftCentroids
+from fastdc.networks import Centroids, Init, SoftCentroids
 from fastdc.terms import KMeansDistance, OptimalTransport, Reconstruction, RunningMeans
 from fastdc.training import Schedule, Stage
 
@@ -28,9 +29,8 @@ class DCN(PretrainedClusterer):
     Parameters
     ----------
     lam : float
-        :math:`\lambda`. The reconstruction error is averaged over features here; the paper writes it as a sum, for
-        which the same trade-off is ``lam * n_features``, and chooses it by data set. Too high a value draws all
-        embeddings together: the default is for data scaled to unit range.
+        :math:`\lambda`, beside a reconstruction error summed over features. The paper chooses it by data set; too high
+        a value draws all embeddings together, too low a one leaves clusters to the autoencoder.
     initial_count : float
         Rows that each center counts as its own after a refresh, 100 in the authors' code; the higher, the slower it
         moves.
@@ -61,7 +61,9 @@ class DCN(PretrainedClusterer):
     ((90,), (3, 2))
     """
 
-    lam: float = 0.01
+    init: ClassVar[Init] = "glorot"
+
+    lam: float = 1.0
     initial_count: float = 100.0
     epochs: int = 60
     tol: float | None = None
@@ -69,7 +71,7 @@ class DCN(PretrainedClusterer):
     def stages(self, head: Centroids) -> Iterator[Stage]:
         yield self.pretraining()
         yield self.initialisation(head)
-        yield self.refinement(Reconstruction() + self.lam / 2 * RunningMeans(head, self.initial_count))
+        yield self.refinement(Reconstruction(summed=True) + self.lam / 2 * RunningMeans(head, self.initial_count))
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class DKM(PretrainedClusterer):
     Parameters
     ----------
     lam : float
-        :math:`\lambda`. The reconstruction error is averaged over features here, and summed in the paper: see
-        :class:`DCN`.
+        :math:`\lambda`, beside a reconstruction error summed over features; at 0.5 embeddings are drawn to centers as in
+        :class:`DCN` at 1, by default. The paper takes 1 for images, with which 5,000 of MNIST are drawn together.
     alpha : float or Schedule, optional
         :math:`\alpha`, or a schedule of it by progress. The paper keeps 1000 after pre-training. None is its
         annealing for ``pretrain_epochs=0``, from 0.1 to 28 in 40 values of five epochs (``epochs=200``): soft
@@ -138,7 +140,9 @@ class DKM(PretrainedClusterer):
     (90, 3)
     """
 
-    lam: float = 0.01
+    init: ClassVar[Init] = "glorot"
+
+    lam: float = 0.5
     alpha: float | Schedule | None = 1000.0
     epochs: int = 50
 
@@ -151,7 +155,7 @@ class DKM(PretrainedClusterer):
         yield self.initialisation(head)
         constant = self.alpha is not None and not callable(self.alpha)
         distance = KMeansDistance(head, lambda progress: 1 / alpha(progress), refine=constant)
-        yield self.refinement(Reconstruction() + self.lam * distance)
+        yield self.refinement(Reconstruction(summed=True) + self.lam * distance)
 
     def _alpha(self) -> Schedule:
         if self.alpha is None:
@@ -174,7 +178,7 @@ class OptimalTransportClustering(PretrainedClusterer):
     Parameters
     ----------
     lam : float
-        :math:`\lambda`, beside a reconstruction error averaged over features.
+        :math:`\lambda`, beside a reconstruction error summed over features.
     epsilon : float
         Entropic regularisation, as a share of the mean squared distance between embeddings and their nearest
         centers at the last refresh; in the paper a number.
@@ -193,14 +197,14 @@ class OptimalTransportClustering(PretrainedClusterer):
     Genevay, Dulac-Arnold, Vert. Differentiable Deep Clustering with Cluster Size Constraints. 2019.
     """
 
-    lam: float = 0.01
+    lam: float = 1.0
     epsilon: float = 0.1
     cluster_sizes: Sequence[float] | None = None
 
     def stages(self, head: Centroids) -> Iterator[Stage]:
         yield self.pretraining()
         yield self.initialisation(head)
-        yield self.refinement(Reconstruction() + self.lam * OptimalTransport(head, self.epsilon, self._shares()))
+        yield self.refinement(Reconstruction(summed=True) + self.lam * OptimalTransport(head, self.epsilon, self._shares()))
 
     def _shares(self) -> torch.Tensor | None:
         if self.cluster_sizes is None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastdc._input import read_count
 from fastdc.methods._pretrained import Initialise, PretrainedClusterer
 from fastdc.methods._stages import Mine, Whiten
-from fastdc.networks import RELU_GAIN, MappedCentroids, SoftmaxHead
+from fastdc.networks import Init, MappedCentroids, SoftmaxHead
 from fastdc.terms import ClusterClassification, ConfidentLabels, NeighborConsistency
 from fastdc.training import Stage, Train
 from fastdc.views import CleanAndAugmented, RandomAffine, Transform
@@ -86,7 +86,7 @@ class SCAN(PretrainedClusterer):
     self_learning_rate: float = 1e-4
     threshold: float = 0.99
     augmentation: Transform | None = None
-    gain: ClassVar[float] = RELU_GAIN
+    init: ClassVar[Init] = "he"
 
     def make_head(self, n_latent: int) -> SoftmaxHead:
         return SoftmaxHead(n_latent, self.n_clusters)
@@ -158,7 +158,7 @@ class DeepCluster(PretrainedClusterer):
     """
 
     n_labels: int | None = None
-    gain: ClassVar[float] = RELU_GAIN
+    init: ClassVar[Init] = "he"
 
     def make_head(self, n_latent: int) -> MappedCentroids:
         return MappedCentroids(self.n_clusters, n_latent, unit=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastdc.kernels._checks import check_positive
 from fastdc.methods._pretrained import Initialise, PretrainedClusterer
-from fastdc.networks import RELU_GAIN, Centroids, ScaledCentroids
+from fastdc.networks import Centroids, Init, ScaledCentroids
 from fastdc.terms import Reconstruction, StudentT
 from fastdc.training import Stage, Views
 from fastdc.views import Augmented, RandomAffine
@@ -54,7 +54,7 @@ class DEC(PretrainedClusterer):
     ((90,), (90, 2), (90, 3))
     """
 
-    gain = RELU_GAIN
+    init = "he"
 
     alpha: float = 1.0
     scale: float | None = None
@@ -103,7 +103,7 @@ class IDEC(DEC):
 class AsPublished:
     """DEC's settings in the paper, for methods that do not gain by others."""
 
-    gain: ClassVar[float] = 1.0
+    init: ClassVar[Init] = "torch"
 
     scale: float | None = 1.0
     target: str = "refresh"

@@ -2,7 +2,7 @@
 
 from fastdc.networks.adapter import Adapter
 from fastdc.networks.adversarial import GeneratorTriple, LastColumns
-from fastdc.networks.autoencoder import RELU_GAIN, Autoencoder, MLPAutoencoder, as_autoencoder, mlp
+from fastdc.networks.autoencoder import Autoencoder, Init, MLPAutoencoder, as_autoencoder, mlp
 from fastdc.networks.backbone import (
     BatchNorm,
     ConvBackbone,
@@ -24,7 +24,6 @@ from fastdc.networks.soft_centroids import SoftCentroids
 from fastdc.networks.variational import ConvVariationalAutoencoder, VariationalAutoencoder
 
 __all__ = [
-    "RELU_GAIN",
     "Adapter",
     "Autoencoder",
     "BatchNorm",
@@ -35,6 +34,7 @@ __all__ = [
     "GeneratorTriple",
     "GraphCentroids",
     "Head",
+    "Init",
     "LastColumns",
     "LinearAutoencoder",
     "MLPAutoencoder",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from fastdc.networks._random import fresh
 
-RELU_GAIN = 6.0**0.5  # uniform weights of this gain before a ReLU keep the size of signals
+Init = Literal["torch", "he", "glorot"]
 
 
 class Autoencoder(nn.Module):
@@ -63,20 +64,29 @@ class MLPAutoencoder(Autoencoder):
         Widths of the layers between them; the decoder has them in reverse.
     generator : torch.Generator, optional
         Draws the weights; without it a fresh seed does. The global random state is left alone.
-    gain : float
-        Of the layers before a ReLU, see the notes.
+    init : "torch", "he" or "glorot"
+        Of the weights, see the notes.
+
+    Raises
+    ------
+    ValueError
+        If ``init`` is none of these.
 
     Notes
     -----
-    Weights are uniform in ±gain/sqrt(fan_in) before a ReLU, all others and biases in ±1/sqrt(fan_in), as ``nn.Linear``
-    draws them. With ``RELU_GAIN`` signals keep their size from layer to layer (He et al.), and a deep autoencoder
-    needs about half the epochs. Its embeddings are then two to three times smaller, which matters to a loss of a fixed
-    scale, such as DEC's: those methods take 1.
+    - ``"torch"``: weights and biases are uniform in ±1/sqrt(fan_in), as ``nn.Linear`` draws them.
+    - ``"he"``: weights before a ReLU are uniform in ±sqrt(6/fan_in), with which signals keep their size from layer to
+      layer, and a deep autoencoder needs about half the epochs. Its embeddings are then two to three times smaller,
+      which matters to a loss of a fixed scale, such as DEC's.
+    - ``"glorot"``: the encoder's weights are uniform in ±sqrt(6/(fan_in + fan_out)), so that those of wide data and of
+      the embedding begin larger. The rest is as in ``"torch"``: from the embedding to a wide layer Glorot's weights would
+      be tiny.
 
     References
     ----------
     Xie, Girshick, Farhadi. Unsupervised Deep Embedding for Clustering Analysis. ICML 2016.
     He, Zhang, Ren, Sun. Delving Deep into Rectifiers. ICCV 2015.
+    Glorot, Bengio. Understanding the difficulty of training deep feedforward neural networks. AISTATS 2010.
 
     Examples
     --------
@@ -92,11 +102,13 @@ class MLPAutoencoder(Autoencoder):
         n_latent: int = 10,
         hidden: Sequence[int] = (500, 500, 2000),
         generator: torch.Generator | None = None,
-        gain: float = 1.0,
+        init: Init = "torch",
     ) -> None:
         generator = fresh(generator)
         widths = [n_features, *hidden, n_latent]
-        super().__init__(mlp(widths, generator, gain), mlp(widths[::-1], generator, gain))
+        super().__init__(
+            mlp(widths, generator, init), mlp(widths[::-1], generator, "torch" if init == "glorot" else init)
+        )
 
 
 def as_autoencoder(
@@ -138,19 +150,23 @@ def as_autoencoder(
     )
 
 
-def mlp(widths: Sequence[int], generator: torch.Generator, gain: float = 1.0) -> nn.Sequential:
-    """Linear layers of these widths with ReLU between them, drawn from ``generator``; the last has gain 1."""
+def mlp(widths: Sequence[int], generator: torch.Generator, init: Init = "torch") -> nn.Sequential:
+    """Linear layers of these widths with ReLU between them, drawn from ``generator``."""
+    if init not in get_args(Init):
+        raise ValueError(f"init must be one of {', '.join(get_args(Init))}, got {init!r}")
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(widths[:-1]):
-        layers += [linear(n_in, n_out, generator, gain), nn.ReLU()]
-    return nn.Sequential(*layers, linear(widths[-2], widths[-1], generator))
+        layers += [linear(n_in, n_out, generator, init), nn.ReLU()]
+    last: Init = "torch" if init == "he" else init  # no ReLU comes after it
+    return nn.Sequential(*layers, linear(widths[-2], widths[-1], generator, last))
 
 
-def linear(n_in: int, n_out: int, generator: torch.Generator, gain: float = 1.0) -> nn.Linear:
-    """A linear layer, weights uniform in ±gain/sqrt(n_in) and biases in ±1/sqrt(n_in)."""
+def linear(n_in: int, n_out: int, generator: torch.Generator, init: Init = "torch") -> nn.Linear:
+    """A linear layer, as :class:`MLPAutoencoder` describes them."""
     layer = nn.utils.skip_init(nn.Linear, n_in, n_out)  # its own initialisation draws from the global state
     bound = n_in**-0.5
+    of_weights = {"torch": bound, "he": 6**0.5 * bound, "glorot": (6 / (n_in + n_out)) ** 0.5}[init]
     with torch.no_grad():
-        layer.weight.uniform_(-gain * bound, gain * bound, generator=generator)
+        layer.weight.uniform_(-of_weights, of_weights, generator=generator)
         layer.bias.uniform_(-bound, bound, generator=generator)
     return layer

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdc.networks._random import fresh
-from fastdc.networks.autoencoder import RELU_GAIN, Autoencoder, linear, mlp
+from fastdc.networks.autoencoder import Autoencoder, linear, mlp
 from fastdc.networks.convolution import ConvAutoencoder
 
 
@@ -17,7 +17,7 @@ class VariationalAutoencoder(Autoencoder):
     """A fully connected encoder to mean and log variance of a Gaussian, and a decoder from samples of it.
 
     ``encode`` gives the means, so that it can stand for an autoencoder; ``posterior`` gives both. Layers before a ReLU
-    have weights of ``RELU_GAIN``: see :class:`MLPAutoencoder`.
+    have He's weights: see :class:`MLPAutoencoder`.
 
     Parameters
     ----------
@@ -39,8 +39,8 @@ class VariationalAutoencoder(Autoencoder):
     ) -> None:
         generator = fresh(generator)
         widths = [n_features, *hidden, n_latent]
-        *trunk, means = mlp(widths, generator, RELU_GAIN)
-        decoder = mlp(widths[::-1], generator, RELU_GAIN)
+        *trunk, means = mlp(widths, generator, "he")
+        decoder = mlp(widths[::-1], generator, "he")
         super().__init__(nn.Sequential(nn.Sequential(*trunk), means), decoder)
         self.log_vars = linear(hidden[-1], n_latent, generator)
 
