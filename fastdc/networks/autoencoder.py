@@ -79,8 +79,8 @@ class MLPAutoencoder(Autoencoder):
       layer, and a deep autoencoder needs about half the epochs. Its embeddings are then two to three times smaller,
       which matters to a loss of a fixed scale, such as DEC's.
     - ``"glorot"``: the encoder's weights are uniform in ±sqrt(6/(fan_in + fan_out)), so that those of wide data and of
-      the embedding begin larger. The rest is as in ``"torch"``: from the embedding to a wide layer Glorot's weights would
-      be tiny.
+      the embedding begin larger. The rest is as in ``"torch"``: from the embedding to a wide layer Glorot's weights
+      would be tiny.
 
     References
     ----------
