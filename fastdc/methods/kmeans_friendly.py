@@ -111,8 +111,8 @@ class DKM(PretrainedClusterer):
     Parameters
     ----------
     lam : float
-        :math:`\lambda`, beside a reconstruction error summed over features. At 0.5 embeddings are drawn to centers as in
-        :class:`DCN` at 1; the paper takes 1 for images, with which 5,000 of MNIST are drawn together.
+        :math:`\lambda`, beside a reconstruction error summed over features. At 0.5 embeddings are drawn to centers as
+        in :class:`DCN` at 1; the paper takes 1 for images, with which 5,000 of MNIST are drawn together.
     alpha : float or Schedule, optional
         :math:`\alpha`, or a schedule of it by progress. The paper keeps 1000 after pre-training. None is its
         annealing for ``pretrain_epochs=0``, from 0.1 to 28 in 40 values of five epochs (``epochs=200``): soft

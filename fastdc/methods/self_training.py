@@ -54,7 +54,7 @@ class DEC(PretrainedClusterer):
     ((90,), (90, 2), (90, 3))
     """
 
-    init = "he"
+    init: ClassVar[Init] = "he"
 
     alpha: float = 1.0
     scale: float | None = None
