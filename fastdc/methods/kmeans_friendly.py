@@ -42,7 +42,8 @@ class DCN(PretrainedClusterer):
     -----
     What differs from the paper: :math:`s_i` in the loss is the nearest center now, not when the row was last seen; and
     the paper has no k-means after the first, without which centers fall behind a network that moves on. Its way is an
-    ``update_interval`` beyond the last step.
+    ``update_interval`` beyond the last step. The encoder's weights begin as Glorot's, the larger the wider the data: on
+    images of many pixels k-means then finds more in the embedding.
 
     ``predict_proba`` is the Student t assignment of DEC to the centers; its largest entry is the nearest center.
 
