@@ -45,7 +45,8 @@ def markdown(summaries: Sequence[dict[str, Any]]) -> str:
     lines.append(
         f"Means over {' or '.join(map(str, seeds))} seeds. Paired: both sides from the same pre-trained weights and "
         "centers, with the same epochs and ClustPy's recipe; the difference has its standard error. Defaults: each "
-        "side as it comes, pre-training included. ACC and NMI of `labels_`. Measured "
+        "side as it comes, pre-training included; some of ours were set with an eye on these data. ACC and NMI of "
+        "`labels_`. Measured "
         f"{' to '.join(dict.fromkeys((dates[0], dates[-1])))}. Made by `python -m bench.quality_report`."
     )
     return "\n".join(lines)
