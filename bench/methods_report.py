@@ -58,8 +58,7 @@ def _head(runs: Sequence[Row]) -> str:
         "# Methods on small data\n\nMean ± standard deviation over seeds; seconds of one fit with the threads of the "
         "rows, pre-training included; the networks of mnist5000 (5,000 images) learn in bfloat16. Some defaults were "
         "set with an eye on the classes of these data, of digits above all, whose figures are a little too good for "
-        "it. "
-        f"Measured {span} by `python -m bench.methods`; the page is made by `python -m bench.methods_report`."
+        f"it. Measured {span} by `python -m bench.methods`; the page is made by `python -m bench.methods_report`."
     )
 
 

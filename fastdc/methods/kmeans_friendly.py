@@ -42,8 +42,8 @@ class DCN(PretrainedClusterer):
     -----
     What differs from the paper: :math:`s_i` in the loss is the nearest center now, not when the row was last seen; and
     the paper has no k-means after the first, without which centers fall behind a network that moves on. Its way is an
-    ``update_interval`` beyond the last step. The encoder's weights begin as Glorot's, the larger the wider the data: on
-    images of many pixels k-means then finds more in the embedding.
+    ``update_interval`` beyond the last step. The encoder's weights begin as Glorot's; what that gains or
+    costs, by the data, is small beside the spread over seeds.
 
     ``predict_proba`` is the Student t assignment of DEC to the centers; its largest entry is the nearest center.
 
@@ -113,7 +113,7 @@ class DKM(PretrainedClusterer):
     ----------
     lam : float
         :math:`\lambda`, beside a reconstruction error summed over features. At 0.5 embeddings are drawn to centers as
-        in :class:`DCN` at 1; the paper takes 1 for images, with which 5,000 of MNIST are drawn together.
+        in :class:`DCN` at 1; the paper takes 1 for images, which came out worse on 5,000 of MNIST.
     alpha : float or Schedule, optional
         :math:`\alpha`, or a schedule of it by progress. The paper keeps 1000 after pre-training. None is its
         annealing for ``pretrain_epochs=0``, from 0.1 to 28 in 40 values of five epochs (``epochs=200``): soft
